@@ -1,0 +1,218 @@
+"""One typed configuration that feeds the tab, the command line, the API and saved metadata.
+
+A front end builds its controls from ``setting_fields()``; so a setting that is added here
+appears everywhere, with the same name, range, default and help.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from .errors import ConfigError
+
+Method = Literal["ziplora", "direct"]
+Objective = Literal["relative", "paper"]
+TextEncoders = Literal["both", "subject", "style", "none"]
+Precision = Literal["fp16", "bf16", "fp32"]
+Checkpointing = Literal["auto", "on", "off"]
+Batching = Literal["auto", "together", "separate"]
+
+
+@dataclass(frozen=True)
+class Option:
+    """How people see a setting: label, help, range or choices."""
+
+    label: str
+    help: str
+    minimum: float | None = None
+    maximum: float | None = None
+    step: float | None = None
+    choices: tuple[str, ...] = ()
+    advanced: bool = False
+
+
+def _option(default: Any, label: str, help: str, **ranges: Any) -> Any:
+    return field(default=default, metadata={"option": Option(label, help, **ranges)})
+
+
+@dataclass(frozen=True)
+class MergeSettings:
+    """Everything that decides what a merge computes, apart from its inputs."""
+
+    method: Method = _option(
+        "ziplora",
+        "Method",
+        "ziplora learns one coefficient for every column; direct is the plain weighted sum",
+        choices=("ziplora", "direct"),
+    )
+    steps: int = _option(100, "Updates", "Updates of the coefficients", minimum=1, maximum=1000, step=1)
+    learning_rate: float = _option(
+        0.01, "Learning rate", "Adam's learning rate", minimum=0.0001, maximum=0.5, step=0.0001
+    )
+    objective: Objective = _option(
+        "relative",
+        "Objective",
+        "relative divides each error by its LoRA's own effect; paper is equation 5 to the letter",
+        choices=("relative", "paper"),
+        advanced=True,
+    )
+    similarity_lambda: float = _option(
+        0.01,
+        "Similarity weight",
+        "Weight of the term that keeps the columns of both LoRAs apart",
+        minimum=0.0,
+        maximum=10.0,
+        step=0.001,
+    )
+    seed: int = _option(0, "Merge seed", "Seed of the samples", minimum=0, maximum=2**32 - 1, step=1)
+    width: int = _option(1024, "Sample width", "Width of the samples, pixels", minimum=64, maximum=2048, step=64)
+    height: int = _option(
+        1024, "Sample height", "Height of the samples, pixels", minimum=64, maximum=2048, step=64
+    )
+    sampling_steps: int = _option(
+        16,
+        "Sampling steps per trajectory",
+        "Steps of each LoRA's own sampling trajectory; every step gives one sample",
+        minimum=2,
+        maximum=100,
+        step=1,
+        advanced=True,
+    )
+    trajectories: int = _option(
+        1,
+        "Trajectories per LoRA",
+        "Sampling trajectories that each LoRA draws to learn from",
+        minimum=1,
+        maximum=16,
+        step=1,
+        advanced=True,
+    )
+    guidance_scale: float = _option(
+        5.0,
+        "Guidance scale of the samples",
+        "Classifier-free guidance of the trajectories; 1 halves their cost",
+        minimum=1.0,
+        maximum=20.0,
+        step=0.5,
+        advanced=True,
+    )
+    negative_prompt: str = _option(
+        "", "Negative prompt of the samples", "Used by the guidance of the trajectories", advanced=True
+    )
+    text_encoders: TextEncoders = _option(
+        "both",
+        "Text encoder layers from",
+        "Whose text-encoder layers the merged file gets",
+        choices=("both", "subject", "style", "none"),
+        advanced=True,
+    )
+    batching: Batching = _option(
+        "auto",
+        "Subject and style",
+        "in one batch (faster) or one after the other (less memory)",
+        choices=("auto", "together", "separate"),
+        advanced=True,
+    )
+    checkpointing: Checkpointing = _option(
+        "auto",
+        "Checkpointing",
+        "Recompute activations in the backward pass: less memory, about 1.45 times the time",
+        choices=("auto", "on", "off"),
+        advanced=True,
+    )
+    precision: Precision = _option(
+        "fp16", "Precision of the file", "dtype of the tensors in the merged file", choices=("fp16", "bf16", "fp32")
+    )
+
+    def __post_init__(self) -> None:
+        for name, option in setting_fields().items():
+            _check(name, option, getattr(self, name))
+
+
+def setting_fields() -> dict[str, Option]:
+    """Field name of ``MergeSettings`` -> how it is shown, in order."""
+    return {f.name: f.metadata["option"] for f in dataclasses.fields(MergeSettings)}
+
+
+def setting_defaults() -> dict[str, Any]:
+    """Field name of ``MergeSettings`` -> default value."""
+    return {f.name: f.default for f in dataclasses.fields(MergeSettings)}
+
+
+def settings_from(values: Mapping[str, Any]) -> MergeSettings:
+    """Settings from loosely typed values (a form, JSON, a header); absent ones keep their default.
+
+    Raises:
+        ConfigError: an unknown name, or a value of the wrong type or outside its range.
+    """
+    defaults = setting_defaults()
+    unknown = sorted(set(values) - set(defaults))
+    if unknown:
+        raise ConfigError(f"Unknown setting {', '.join(unknown)}; there are {', '.join(defaults)}.")
+    return MergeSettings(**{name: _coerce(name, defaults[name], value) for name, value in values.items()})
+
+
+def _coerce(name: str, default: Any, value: Any) -> Any:
+    kind = type(default)
+    try:
+        if kind is int and isinstance(value, (float, str)) and float(value) != int(float(value)):
+            raise ValueError(value)
+        return kind(float(value)) if kind is int else kind(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ConfigError(f"{name} must be {kind.__name__}, not {value!r}.") from error
+
+
+def _check(name: str, option: Option, value: Any) -> None:
+    if option.choices and value not in option.choices:
+        raise ConfigError(f"{name} must be one of {', '.join(option.choices)}, not {value!r}.")
+    if option.minimum is not None and option.maximum is not None:
+        if not math.isfinite(value) or not option.minimum <= value <= option.maximum:
+            raise ConfigError(f"{name} must lie between {option.minimum} and {option.maximum}, not {value!r}.")
+    if name in ("width", "height") and value % 64:
+        raise ConfigError(f"{name} must be a multiple of 64, not {value!r}.")
+
+
+@dataclass(frozen=True)
+class LoraInput:
+    """One LoRA of a merge.
+
+    Attributes:
+        lora: its installed name, or a file where the front end allows paths.
+        prompt: what it is prompted with, trigger words included.
+        weight: the strength that ``<lora:name:weight>`` would have.
+        images: reference image files; none are needed.
+    """
+
+    lora: str
+    prompt: str = ""
+    weight: float = 1.0
+    images: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.lora:
+            raise ConfigError("No LoRA is chosen. Choose a subject and a style.")
+        if not math.isfinite(self.weight) or self.weight == 0 or abs(self.weight) > 10:
+            raise ConfigError(f"The weight of {self.lora} must be between -10 and 10 and not 0, not {self.weight!r}.")
+
+
+@dataclass(frozen=True)
+class MergeRequest:
+    """A whole job: the same object for every front end.
+
+    Attributes:
+        subject: the LoRA of the subject (the paper's content).
+        style: the LoRA of the style.
+        output: name of the merged LoRA, without extension (a path where the host allows it).
+        overwrite: replace a file of that name.
+        settings: what to compute.
+    """
+
+    subject: LoraInput
+    style: LoraInput
+    output: str
+    overwrite: bool = False
+    settings: MergeSettings = field(default_factory=MergeSettings)

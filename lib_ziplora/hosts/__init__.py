@@ -1,0 +1,159 @@
+"""What ``job.py`` needs from the world around it, and which world this is.
+
+Three adapters implement ``Host``: ``a1111`` (also reForge's A1111-like parts), ``forge``
+and ``standalone`` (diffusers). Detection is by feature, never by version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from ..denoiser import Conditioning, Denoiser, TextDeltas
+
+
+@dataclass(frozen=True)
+class InstalledLora:
+    """A LoRA file that the host lists.
+
+    Attributes:
+        name: what the user picks and writes into ``<lora:name:1>`` (the file's stem).
+        path: the file.
+        user_metadata: what the user wrote on its card (keys as in the WebUI's
+            ``<stem>.json``: ``activation text``, ``preferred weight``, ...), or empty.
+    """
+
+    name: str
+    path: Path
+    user_metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """The model that the host has loaded: its name, and its sha256 or ``""``."""
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One step of a run, as told to the host and to the front end.
+
+    Attributes:
+        stage: ``reading``, ``encoding``, ``sampling``, ``optimising``, ``writing``, ``done``.
+        step: steps finished over the whole run (all stages together).
+        total: steps of the whole run.
+        seconds_left: an estimate, or None while nothing is known.
+        text: one line for people.
+        metrics: numbers of this step (``loss``, ``subject_loss``, ``style_loss``,
+            ``similarity``, ``travel``), empty outside the optimisation.
+    """
+
+    stage: str
+    step: int
+    total: int
+    seconds_left: float | None
+    text: str
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+class Session(Protocol):
+    """The host's model, clean and frozen, for the time of a ``with`` block."""
+
+    denoiser: Denoiser
+
+    def encode_prompts(
+        self, prompts: Sequence[str], *, width: int, height: int, negative: bool, deltas: TextDeltas
+    ) -> Conditioning:
+        """Text and size conditioning, one row a prompt, with ``deltas`` added to the text
+        encoders' weights while it is computed (and taken off again, bit for bit).
+
+        ``negative`` marks unconditional prompts: an empty one gives the host's own
+        unconditional rows (zeros in SDXL). The result lives on the denoiser's device.
+        """
+        ...
+
+    def encode_images(self, images: Tensor, *, seed: int) -> Tensor:
+        """Scaled latents (n, channels, h/8, w/8) in fp32 of images (n, 3, h, w) in [0, 1]."""
+        ...
+
+    def check_alive(self) -> None:
+        """Raise HostError when the model was swapped, moved or unloaded meanwhile."""
+        ...
+
+
+class Host(Protocol):
+    """A place where LoRAs are installed and a checkpoint is loaded."""
+
+    name: str
+
+    def loras(self) -> Sequence[InstalledLora]:
+        """The installed LoRAs, freshly listed, sorted by name."""
+        ...
+
+    def resolve(self, lora: str) -> Path:
+        """The file of an installed LoRA's name (or, where the host allows it, of a path).
+
+        Raises:
+            LoraFileError: no such LoRA.
+        """
+        ...
+
+    def output_path(self, name: str) -> Path:
+        """Where a merged file called ``name`` goes.
+
+        Raises:
+            OutputError: the name has a path in it, is reserved, or means another LoRA.
+        """
+        ...
+
+    def checkpoint(self) -> CheckpointInfo:
+        """The checkpoint that a merge would use."""
+        ...
+
+    def check(self) -> None:
+        """Raise HostError, in words that say what to do, when the model can't be used."""
+        ...
+
+    def open(self) -> AbstractContextManager[Session]:
+        """A clean, frozen base model; afterwards the host is bit for bit what it was."""
+        ...
+
+    def exclusive(self) -> AbstractContextManager[None]:
+        """The host's own queue lock, for callers that do not hold it already."""
+        ...
+
+    def wrap_task(self, task: Callable[..., Sequence[Any]]) -> Callable[..., Sequence[Any]]:
+        """Make a click handler a queued GPU task of the host (its first argument is the
+        task id, its last result an HTML string)."""
+        ...
+
+    def report(self, progress: Progress) -> None:
+        """Show progress in the host's own way."""
+        ...
+
+    def interrupted(self) -> bool:
+        """Whether the user asked to stop and throw the run away."""
+        ...
+
+    def finish_requested(self) -> bool:
+        """Whether the user asked to stop optimising now and write what there is."""
+        ...
+
+    def interrupt(self) -> None:
+        """Ask the running job to stop."""
+        ...
+
+    def finish_now(self) -> None:
+        """Ask the running job to stop optimising and to write."""
+        ...
+
+    def refresh(self, path: Path) -> None:
+        """Make a file that was just written known to the host."""
+        ...
