@@ -65,11 +65,13 @@ class MergeSettings:
         "Similarity weight",
         "Weight of the term that keeps the columns of both LoRAs apart",
         minimum=0.0,
-        maximum=10.0,
-        step=0.001,
+        maximum=100.0,
+        step=0.01,
     )
     seed: int = _option(0, "Merge seed", "Seed of the samples", minimum=0, maximum=2**32 - 1, step=1)
-    width: int = _option(1024, "Sample width", "Width of the samples, pixels", minimum=64, maximum=2048, step=64)
+    width: int = _option(
+        1024, "Sample width", "Width of the samples, pixels", minimum=64, maximum=2048, step=64
+    )
     height: int = _option(
         1024, "Sample height", "Height of the samples, pixels", minimum=64, maximum=2048, step=64
     )
@@ -125,7 +127,10 @@ class MergeSettings:
         advanced=True,
     )
     precision: Precision = _option(
-        "fp16", "Precision of the file", "dtype of the tensors in the merged file", choices=("fp16", "bf16", "fp32")
+        "fp16",
+        "Precision of the file",
+        "dtype of the tensors in the merged file",
+        choices=("fp16", "bf16", "fp32"),
     )
 
     def __post_init__(self) -> None:
@@ -169,9 +174,9 @@ def _coerce(name: str, default: Any, value: Any) -> Any:
 def _check(name: str, option: Option, value: Any) -> None:
     if option.choices and value not in option.choices:
         raise ConfigError(f"{name} must be one of {', '.join(option.choices)}, not {value!r}.")
-    if option.minimum is not None and option.maximum is not None:
-        if not math.isfinite(value) or not option.minimum <= value <= option.maximum:
-            raise ConfigError(f"{name} must lie between {option.minimum} and {option.maximum}, not {value!r}.")
+    low, high = option.minimum, option.maximum
+    if low is not None and high is not None and not (math.isfinite(value) and low <= value <= high):
+        raise ConfigError(f"{name} must lie between {low} and {high}, not {value!r}.")
     if name in ("width", "height") and value % 64:
         raise ConfigError(f"{name} must be a multiple of 64, not {value!r}.")
 
@@ -196,7 +201,9 @@ class LoraInput:
         if not self.lora:
             raise ConfigError("No LoRA is chosen. Choose a subject and a style.")
         if not math.isfinite(self.weight) or self.weight == 0 or abs(self.weight) > 10:
-            raise ConfigError(f"The weight of {self.lora} must be between -10 and 10 and not 0, not {self.weight!r}.")
+            raise ConfigError(
+                f"The weight of {self.lora} must be between -10 and 10 and not 0, not {self.weight!r}."
+            )
 
 
 @dataclass(frozen=True)

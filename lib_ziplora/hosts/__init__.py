@@ -6,6 +6,8 @@ and ``standalone`` (diffusers). Detection is by feature, never by version.
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -15,6 +17,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from ..denoiser import Conditioning, Denoiser, TextDeltas
+from ..errors import HostError
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,10 @@ class Progress:
 class Session(Protocol):
     """The host's model, clean and frozen, for the time of a ``with`` block."""
 
-    denoiser: Denoiser
+    @property
+    def denoiser(self) -> Denoiser:
+        """The base UNet without any LoRA."""
+        ...
 
     def encode_prompts(
         self, prompts: Sequence[str], *, width: int, height: int, negative: bool, deltas: TextDeltas
@@ -157,3 +163,45 @@ class Host(Protocol):
     def refresh(self, path: Path) -> None:
         """Make a file that was just written known to the host."""
         ...
+
+
+_ADAPTERS = {
+    "forge": ("forge", "ForgeHost"),
+    "reforge": ("reforge", "ReforgeHost"),
+    "a1111": ("a1111", "A1111Host"),
+}
+"""Kind of WebUI -> the module of this package and the class that adapt it."""
+
+
+def kind() -> str:
+    """Which WebUI this process is, by what can be imported: forge, reforge, a1111 or ``""``."""
+    if _importable("backend.memory_management"):
+        return "forge"
+    if _importable("modules_forge") and _importable("ldm_patched"):
+        return "reforge"
+    return "a1111" if _importable("modules.shared") else ""
+
+
+def detect() -> Host:
+    """The adapter for the WebUI that this process is.
+
+    Raises:
+        HostError: no WebUI, or one that there is no adapter for.
+    """
+    found = kind()
+    if not found:
+        raise HostError("This is no WebUI. Use python -m lib_ziplora serve, which needs none.")
+    module, adapter = _ADAPTERS[found]
+    if not _importable(f"{__name__}.{module}"):
+        raise HostError(
+            f"This WebUI is {found}, which ZipLoRA can't use yet. Use python -m lib_ziplora serve."
+        )
+    host: Host = getattr(importlib.import_module(f"{__name__}.{module}"), adapter)()
+    return host
+
+
+def _importable(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:
+        return False

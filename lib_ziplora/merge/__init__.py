@@ -1,0 +1,1 @@
+"""The algorithm: samples, objective, low-rank branches and the loop; no files, no hosts."""

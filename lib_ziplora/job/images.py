@@ -1,0 +1,50 @@
+"""Reference images as tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+
+
+def load_images(paths: Sequence[str], width: int, height: int) -> Tensor:
+    """Images scaled and cropped around their centre.
+
+    Args:
+        paths: image files.
+        width: of the result, pixels.
+        height: of the result, pixels.
+
+    Returns:
+        (n, 3, height, width) in [0, 1], fp32.
+
+    Raises:
+        ConfigError: a file is missing or no image; it is named.
+    """
+    from PIL import Image, ImageOps
+
+    images = []
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                upright = ImageOps.exif_transpose(image) or image
+                fitted = ImageOps.fit(_on_white(upright), (width, height), Image.Resampling.LANCZOS)
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            raise ConfigError(
+                f"The reference image {path} can't be read ({error}). Give a PNG or JPEG file."
+            ) from error
+        images.append(torch.from_numpy(np.asarray(fitted, dtype=np.float32) / 255).permute(2, 0, 1))
+    return torch.stack(images)
+
+
+def _on_white(image: object) -> object:
+    """The image in RGB; where it is transparent, white shows."""
+    from PIL import Image
+
+    assert isinstance(image, Image.Image)
+    rgba = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")

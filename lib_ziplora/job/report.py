@@ -1,0 +1,108 @@
+"""What a merge tells afterwards: to people, to the file's header, to a JSON file."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..config import MergeSettings
+
+MOVED = 0.01
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """The figures of a finished merge.
+
+    Attributes:
+        output: the file that was written.
+        name: its stem, as in ``<lora:name:1>``.
+        method: ``ziplora`` or ``direct``.
+        steps: updates that were made.
+        mean_travel: mean |m - 1| over all coefficients at the end.
+        similarity_start: mean |m_c * m_s| before the first update (1: the plain sum).
+        similarity_end: the same after the last.
+        loss_start: both errors' sum under the chosen objective, mean over the first ten updates.
+        loss_end: the same over the last ten.
+        heldout_loss_start: the relative errors' sum of the plain sum, on samples that are not
+            trained on; 0 is perfect, 2 is what no LoRA at all would give.
+        heldout_loss_end: the same with the learnt coefficients.
+        common_layers: layers that both LoRAs have; ``subject_only``, ``style_only``: one of them.
+        rank: the largest rank in the file.
+        skipped_steps: updates left out because a gradient was not finite.
+        stopped_early: fewer updates than asked for.
+        unknown: tensors of the inputs that belong to no layer we know, by file.
+        seconds: from start to end.
+        warnings: sentences for people.
+        sha256: of the written file.
+        checkpoint: what it was merged against; "" for a direct merge.
+        settings: as they were used.
+    """
+
+    output: str
+    name: str
+    method: str
+    steps: int
+    common_layers: int
+    subject_only: int
+    style_only: int
+    rank: int
+    sha256: str
+    settings: MergeSettings
+    checkpoint: str = ""
+    mean_travel: float = 0.0
+    similarity_start: float = 1.0
+    similarity_end: float = 1.0
+    loss_start: float | None = None
+    loss_end: float | None = None
+    heldout_loss_start: float | None = None
+    heldout_loss_end: float | None = None
+    skipped_steps: int = 0
+    stopped_early: bool = False
+    unknown: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def tag(self) -> str:
+        """What goes into a prompt."""
+        return f"<lora:{self.name}:1>"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, in the order of the fields."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What the optimisation contributes to a report (see ``MergeReport``)."""
+
+    steps: int
+    mean_travel: float
+    similarity_start: float
+    similarity_end: float
+    loss_start: float
+    loss_end: float
+    heldout_loss_start: float
+    heldout_loss_end: float
+    skipped_steps: int
+    stopped_early: bool
+
+    def warnings(self) -> list[str]:
+        """Honest sentences where the run did not do what it is for."""
+        found = []
+        if self.mean_travel < MOVED:
+            found.append(
+                f"The coefficients have hardly moved (mean |m - 1| = {self.mean_travel:.4f}): the result is "
+                "nearly the plain sum. Raise the learning rate or the number of updates."
+            )
+        if self.heldout_loss_end > self.heldout_loss_start:
+            found.append(
+                "On samples that were not trained on, the merge is further from the two LoRAs than their plain "
+                f"sum ({self.heldout_loss_end:.2f} against {self.heldout_loss_start:.2f}). "
+                "Give it more trajectories, or use the direct method."
+            )
+        if self.skipped_steps:
+            found.append(f"{self.skipped_steps} updates were left out because a gradient was not finite.")
+        return found

@@ -1,0 +1,245 @@
+"""One merge from files to file: the only place where all rooms meet."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..config import LoraInput, MergeRequest
+from ..errors import ConfigError, HostError, IncompatibleError, OutOfMemoryError
+from ..hosts import Host, Progress
+from ..lora.algebra import Pairing, merge_layers, pair, scale
+from ..lora.file import (
+    check_output,
+    inspect_header,
+    merged_metadata,
+    read_lora,
+    require_sdxl,
+    write_lora,
+)
+from ..lora.layer import Lora, LoraLayer
+from .catalog import prompt_for
+from .progress import Meter, units_of
+from .report import Learnt, MergeReport
+from .training import learn
+
+OnEvent = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """The two LoRAs of a request, read and paired, and where the result goes."""
+
+    subject: Lora
+    style: Lora
+    pairing: Pairing
+    target: Path
+    request: MergeRequest
+
+    def concepts(self) -> list[dict[str, LoraLayer]]:
+        """The UNet layers of each LoRA with the user's weight in their scaling."""
+        return [
+            {name: scale(layer, chosen.weight) for name, layer in lora.unet_layers().items()}
+            for lora, chosen in ((self.subject, self.request.subject), (self.style, self.request.style))
+        ]
+
+
+def check(request: MergeRequest, host: Host) -> None:
+    """Refuse in a moment what ``run`` would refuse: call it before queueing.
+
+    Raises:
+        ZipLoraError: the same errors, in the same words, as far as they can be known from
+            the names, the output and the host's state, without reading the tensors.
+    """
+    _target(request, host)
+    subject, style = host.resolve(request.subject.lora), host.resolve(request.style.lora)
+    for path in (subject, style):
+        require_sdxl(inspect_header(path))
+    if subject.resolve() == style.resolve():
+        raise IncompatibleError(
+            f"Subject and style are the same file, {subject.name}. Choose two different LoRAs."
+        )
+    if request.settings.method == "ziplora":
+        host.check()
+
+
+def run(request: MergeRequest, host: Host, on_event: OnEvent | None = None) -> MergeReport:
+    """Merge two LoRAs into one file.
+
+    Args:
+        request: what to merge, how, and the name of the result.
+        host: where the LoRAs are installed and the checkpoint is loaded. Its lock is the
+            caller's business (``Host.exclusive``, ``Host.wrap_task``).
+        on_event: told of every step.
+
+    Returns:
+        What was written and how it went; the file has been read back and compared.
+
+    Raises:
+        ZipLoraError: in the user's words; nothing was written then, and the host's model is
+            what it was.
+    """
+    started = time.monotonic()
+    check(request, host)
+    meter = Meter(host, on_event, units_of(request))
+    inputs = _read(request, host, meter)
+    learnt: Learnt | None = None
+    coefficients: Mapping[str, tuple[torch.Tensor | None, torch.Tensor | None]] = {}
+    if request.settings.method == "ziplora":
+        _require_common(inputs)
+        with _memory_in_words(), host.open() as session:
+            chosen = [_with_prompt(request.subject, host), _with_prompt(request.style, host)]
+            deltas = {name: layer.delta for name, layer in _text_layers(inputs).items()}
+            learnt, coefficients = learn(session, inputs.concepts(), chosen, deltas, request.settings, meter)
+    layers = _merged_layers(inputs, coefficients)
+    report = _report(inputs, host, layers, learnt)
+    return _write(inputs, host, layers, report, meter, started)
+
+
+def _target(request: MergeRequest, host: Host) -> Path:
+    """The file to write; refused when it can't be written."""
+    path = host.output_path(request.output)
+    check_output(path, request.overwrite)
+    return path
+
+
+def _read(request: MergeRequest, host: Host, meter: Meter) -> _Inputs:
+    path = _target(request, host)
+    meter.enter("reading", f"Reading {Path(request.subject.lora).stem}")
+    subject = read_lora(host.resolve(request.subject.lora))
+    meter.advance(1, f"Reading {Path(request.style.lora).stem}")
+    style = read_lora(host.resolve(request.style.lora))
+    if subject.sha256 == style.sha256:
+        raise IncompatibleError(
+            f"{subject.name} and {style.name} are the same file under two names. Choose two different LoRAs."
+        )
+    meter.advance(1, "Pairing the layers")
+    return _Inputs(subject, style, pair(subject, style), path, request)
+
+
+def _require_common(inputs: _Inputs) -> None:
+    ours, theirs = inputs.subject.unet_layers(), inputs.style.unet_layers()
+    if not any(name in theirs for name in ours):
+        raise IncompatibleError(
+            f"{inputs.subject.name} and {inputs.style.name} have no UNet layer in common, so there is nothing to "
+            "learn. Choose the direct method: their plain sum keeps both as they are."
+        )
+
+
+def _with_prompt(chosen: LoraInput, host: Host) -> LoraInput:
+    prompt = chosen.prompt.strip() or prompt_for(host, chosen.lora)
+    if not prompt:
+        raise ConfigError(
+            f"There is no prompt for {chosen.lora}, and its file names no trigger words. "
+            "Write the prompt that draws it, trigger words included."
+        )
+    return dataclasses.replace(chosen, prompt=prompt)
+
+
+def _text_layers(inputs: _Inputs) -> dict[str, LoraLayer]:
+    """The text-encoder layers of the file to be written."""
+    kept = inputs.request.settings.text_encoders
+    return merge_layers(
+        inputs.subject.text_layers() if kept in ("both", "subject") else {},
+        inputs.style.text_layers() if kept in ("both", "style") else {},
+        inputs.request.subject.weight,
+        inputs.request.style.weight,
+    )
+
+
+def _merged_layers(
+    inputs: _Inputs, coefficients: Mapping[str, tuple[torch.Tensor | None, torch.Tensor | None]]
+) -> dict[str, LoraLayer]:
+    """Every layer of the file: the UNet's by its coefficients, the text encoders' as chosen."""
+    unet = merge_layers(
+        inputs.subject.unet_layers(),
+        inputs.style.unet_layers(),
+        inputs.request.subject.weight,
+        inputs.request.style.weight,
+        coefficients,
+    )
+    return {**unet, **_text_layers(inputs)}
+
+
+def _report(
+    inputs: _Inputs, host: Host, layers: Mapping[str, LoraLayer], learnt: Learnt | None
+) -> MergeReport:
+    pairing, settings = inputs.pairing, inputs.request.settings
+    unknown = {lora.name: lora.unknown for lora in (inputs.subject, inputs.style) if lora.unknown}
+    warnings = [
+        f"{name}: {len(keys)} tensors belong to no layer that SDXL has and were left out, the first is {keys[0]}."
+        for name, keys in unknown.items()
+    ]
+    warnings += learnt.warnings() if learnt else []
+    if not pairing.common:
+        warnings.append("The two LoRAs have no layer in common: the file holds both side by side.")
+    return MergeReport(
+        output=str(inputs.target),
+        name=inputs.target.stem,
+        method=settings.method,
+        common_layers=len(pairing.common),
+        subject_only=len(pairing.subject_only),
+        style_only=len(pairing.style_only),
+        rank=max(layer.rank for layer in layers.values()),
+        sha256="",
+        settings=settings,
+        checkpoint=host.checkpoint().name if learnt else "",
+        unknown=unknown,
+        warnings=tuple(warnings),
+        **(dataclasses.asdict(learnt) if learnt else {"steps": 0}),
+    )
+
+
+def _write(
+    inputs: _Inputs,
+    host: Host,
+    layers: Mapping[str, LoraLayer],
+    report: MergeReport,
+    meter: Meter,
+    started: float,
+) -> MergeReport:
+    meter.enter("writing", f"Writing {inputs.target.name}")
+    request = inputs.request
+    lora = (inputs.subject, inputs.style)
+    metadata = merged_metadata(report.name, layers, lora, _recipe(inputs, host, report))
+    meter.stop_if_interrupted()
+    digest = write_lora(inputs.target, layers, metadata, request.settings.precision, request.overwrite)
+    host.refresh(inputs.target)
+    seconds = time.monotonic() - started
+    meter.finish(f"Wrote {inputs.target.name} in {seconds:.0f} s")
+    return dataclasses.replace(report, sha256=digest, seconds=round(seconds, 2))
+
+
+def _recipe(inputs: _Inputs, host: Host, report: MergeReport) -> dict[str, object]:
+    """How the file was made, for its header: inputs, settings, checkpoint, what was learnt."""
+    request = inputs.request
+    kept = ("steps", "common_layers", "subject_only", "style_only", "mean_travel", "similarity_start")
+    ends = ("similarity_end", "loss_start", "loss_end", "heldout_loss_start", "heldout_loss_end")
+    return {
+        "method": report.method,
+        "subject": dataclasses.asdict(request.subject),
+        "style": dataclasses.asdict(request.style),
+        "settings": dataclasses.asdict(request.settings),
+        "checkpoint": dataclasses.asdict(host.checkpoint()) if report.checkpoint else {},
+        "summary": {name: getattr(report, name) for name in (*kept, *ends)},
+    }
+
+
+@contextmanager
+def _memory_in_words() -> Iterator[None]:
+    """A device that runs out of memory ends in our own error, the model restored before."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise OutOfMemoryError(
+            "The GPU ran out of memory. Choose a smaller sample width and height, or close other programs "
+            "that use the GPU. The model is unchanged."
+        ) from error
+    except MemoryError as error:
+        raise HostError("The machine ran out of memory. Close other programs and try again.") from error

@@ -1,0 +1,225 @@
+"""From a host's clean model to learnt coefficients: samples, optimisation, held-out figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..config import LoraInput, MergeSettings
+from ..denoiser import Conditioning, Denoiser, TextDeltas
+from ..hosts import Session
+from ..lora.keys import canonical_modules
+from ..merge.coefficients import Concept, MergerCoefficients, mean_travel
+from ..merge.loss import similarity
+from ..merge.optimize import Outcome, Step, evaluate, optimize
+from ..merge.patch import attach, check_fit, static_factors
+from ..merge.samples import Samples, assemble, join, noised, predict_each, trajectory
+from .images import load_images
+from .progress import UPDATE_UNITS, Meter, heldout_steps
+from .report import Learnt
+
+Drawn = tuple[Tensor, Tensor, Tensor]
+"""x_t, t and the LoRA's own predictions of a batch of samples."""
+
+VAE_FACTOR = 8
+HELDOUT_SEED = 1_000_003
+
+
+class WatchedDenoiser:
+    """The host's denoiser, which before every forward asks whether to go on.
+
+    So an interrupt takes effect within a step, and a model that was swapped is noticed.
+    Forwards without gradients are told to the meter; an update tells of itself.
+    """
+
+    def __init__(self, session: Session, meter: Meter) -> None:
+        inner = session.denoiser
+        self._session, self._inner, self._meter = session, inner, meter
+        self.unet: nn.Module = inner.unet
+        self.alphas_cumprod, self.prediction_type = inner.alphas_cumprod, inner.prediction_type
+        self.latent_channels, self.device, self.dtype = inner.latent_channels, inner.device, inner.dtype
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        self._meter.stop_if_interrupted()
+        self._session.check_alive()
+        output = self._inner.predict(x_t, t, cond)
+        if not torch.is_grad_enabled():
+            self._meter.advance(len(x_t))
+        return output
+
+    def checkpoint_blocks(self) -> Sequence[nn.Module]:
+        return self._inner.checkpoint_blocks()
+
+
+def learn(
+    session: Session,
+    concepts: Sequence[Concept],
+    chosen: Sequence[LoraInput],
+    text_deltas: TextDeltas,
+    settings: MergeSettings,
+    meter: Meter,
+) -> tuple[Learnt, Mapping[str, tuple[Tensor | None, Tensor | None]]]:
+    """Learn the coefficients of a subject and a style against the host's model.
+
+    Args:
+        session: the host's model, clean.
+        concepts: each LoRA's UNet layers, user's weight included.
+        chosen: each LoRA's prompt and reference images.
+        text_deltas: the text-encoder layers of the file to be written: teacher and student see
+            the same conditioning, the one that the file will produce.
+        settings: what to compute.
+        meter: told of every step.
+
+    Returns:
+        The figures, and layer name -> (m_c, m_s) on the CPU, None where a LoRA lacks the layer.
+    """
+    denoiser = WatchedDenoiser(session, meter)
+    modules = canonical_modules(denoiser.unet)
+    for layers, lora in zip(concepts, chosen, strict=True):
+        check_fit(modules, layers, lora.lora)
+    teacher = _Teacher(session, denoiser, modules, settings, meter)
+    conds, uncond = teacher.conditioning(chosen, text_deltas)
+    train: list[Samples] = []
+    heldout: list[Samples] = []
+    for index, (layers, lora) in enumerate(zip(concepts, chosen, strict=True)):
+        samples = teacher.samples(layers, lora, conds[index : index + 1], uncond, settings.seed + 2 * index)
+        train.append(samples[0])
+        heldout.append(samples[1])
+    plain = MergerCoefficients.ones(concepts, denoiser.device, denoiser.dtype)
+    before = _evaluate(denoiser, modules, plain, heldout, meter)
+    outcome = optimize(denoiser, modules, concepts, train, settings, _told(meter, settings))
+    meter.skip(UPDATE_UNITS * (settings.steps - len(outcome.steps)))
+    after = _evaluate(denoiser, modules, outcome.coefficients, heldout, meter)
+    return _figures(outcome, before, after), _by_layer(outcome.coefficients)
+
+
+class _Teacher:
+    """Draws each LoRA's samples from the host's model."""
+
+    def __init__(
+        self,
+        session: Session,
+        denoiser: Denoiser,
+        modules: Mapping[str, nn.Module],
+        settings: MergeSettings,
+        meter: Meter,
+    ) -> None:
+        self.session, self.denoiser, self.modules = session, denoiser, modules
+        self.settings, self.meter = settings, meter
+
+    def conditioning(
+        self, chosen: Sequence[LoraInput], deltas: TextDeltas
+    ) -> tuple[Conditioning, Conditioning | None]:
+        """Rows for the prompts, and one for the negative prompt when guidance needs it."""
+        self.meter.enter("encoding", "Encoding the prompts")
+        size = {"width": self.settings.width, "height": self.settings.height}
+        prompts = [lora.prompt for lora in chosen]
+        conds = self.session.encode_prompts(prompts, **size, negative=False, deltas=deltas)
+        if self.settings.guidance_scale <= 1:
+            return conds, None
+        negative = [self.settings.negative_prompt]
+        return conds, self.session.encode_prompts(negative, **size, negative=True, deltas=deltas)
+
+    @torch.no_grad()
+    def samples(
+        self, layers: Concept, lora: LoraInput, cond: Conditioning, uncond: Conditioning | None, seed: int
+    ) -> tuple[Samples, Samples]:
+        """Samples to train on, and samples kept out of the training."""
+        self.meter.enter("sampling", f"Drawing with {Path(lora.lora).stem}")
+        device, dtype = self.denoiser.device, self.denoiser.dtype
+        with attach(
+            self.modules, {name: static_factors(layer, device, dtype) for name, layer in layers.items()}
+        ):
+            drawn = self._from_images(lora, cond, seed) if lora.images else self._drawn(cond, uncond, seed)
+        parts = [
+            assemble(x_t, t, cond, target, predict_each(self.denoiser.predict, x_t, t, cond))
+            for x_t, t, target in drawn
+        ]
+        return join(parts[:-1]), parts[-1]
+
+    def _drawn(self, cond: Conditioning, uncond: Conditioning | None, seed: int) -> list[Drawn]:
+        """The LoRA's own trajectories; the last one, with another seed, is for the held-out samples."""
+        settings = self.settings
+        plan = [(seed + 7919 * number, settings.sampling_steps) for number in range(settings.trajectories)]
+        return [
+            trajectory(
+                self.denoiser,
+                self.denoiser.predict,
+                cond,
+                uncond,
+                shape=(settings.height // VAE_FACTOR, settings.width // VAE_FACTOR),
+                steps=steps,
+                guidance_scale=settings.guidance_scale,
+                generator=torch.Generator().manual_seed(number),
+            )
+            for number, steps in [*plan, (seed + HELDOUT_SEED, heldout_steps(settings))]
+        ]
+
+    def _from_images(self, lora: LoraInput, cond: Conditioning, seed: int) -> list[Drawn]:
+        """The reference images with noise; the held-out samples have other noise."""
+        settings = self.settings
+        images = load_images(lora.images, settings.width, settings.height)
+        latents = self.session.encode_images(images, seed=seed)
+        plan = [
+            (seed, settings.sampling_steps * settings.trajectories),
+            (seed + HELDOUT_SEED, heldout_steps(settings)),
+        ]
+        drawn = []
+        for number, count in plan:
+            x_t, t = noised(self.denoiser, latents, count, torch.Generator().manual_seed(number))
+            drawn.append((x_t, t, predict_each(self.denoiser.predict, x_t, t, cond)))
+        return drawn
+
+
+def _evaluate(
+    denoiser: Denoiser,
+    modules: Mapping[str, nn.Module],
+    coefficients: MergerCoefficients,
+    heldout: Sequence[Samples],
+    meter: Meter,
+) -> float:
+    meter.enter("sampling", "Measuring on samples that are not trained on")
+    return evaluate(denoiser, modules, coefficients, heldout)
+
+
+def _told(meter: Meter, settings: MergeSettings) -> Callable[[Step], bool]:
+    """The loop's callback: progress with figures, and the user's wish to finish now."""
+    meter.enter("optimising", "First update")
+
+    def on_step(step: Step) -> bool:
+        subject, style = step.errors
+        metrics = {
+            "loss": subject + style,
+            "subject_loss": subject,
+            "style_loss": style,
+            "similarity": step.similarity,
+            "travel": step.travel,
+        }
+        meter.advance(UPDATE_UNITS, f"Update {step.index + 1} of {settings.steps}", metrics)
+        return not meter.finish_requested()
+
+    return on_step
+
+
+def _figures(outcome: Outcome, heldout_before: float, heldout_after: float) -> Learnt:
+    first, last = outcome.steps[:10], outcome.steps[-10:]
+    return Learnt(
+        steps=len(outcome.steps),
+        mean_travel=mean_travel(outcome.coefficients.parameters()).item(),
+        similarity_start=outcome.steps[0].similarity,
+        similarity_end=similarity(outcome.coefficients).item(),
+        loss_start=sum(sum(step.errors) for step in first) / len(first),
+        loss_end=sum(sum(step.errors) for step in last) / len(last),
+        heldout_loss_start=heldout_before,
+        heldout_loss_end=heldout_after,
+        skipped_steps=outcome.skipped,
+        stopped_early=outcome.stopped_early,
+    )
+
+
+def _by_layer(coefficients: MergerCoefficients) -> dict[str, tuple[Tensor | None, Tensor | None]]:
+    subject, style = coefficients.vectors(0), coefficients.vectors(1)
+    return {name: (subject.get(name), style.get(name)) for name in coefficients.layers}
