@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from ..config import LoraInput, MergeRequest
-from ..errors import ConfigError, HostError, IncompatibleError, OutOfMemoryError
+from ..errors import ConfigError, IncompatibleError, OutOfMemoryError
 from ..hosts import Host, Progress
 from ..lora.algebra import Pairing, merge_layers, pair, scale
 from ..lora.file import (
@@ -236,10 +236,18 @@ def _memory_in_words() -> Iterator[None]:
     """A device that runs out of memory ends in our own error, the model restored before."""
     try:
         yield
-    except torch.cuda.OutOfMemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
         raise OutOfMemoryError(
-            "The GPU ran out of memory. Choose a smaller sample width and height, or close other programs "
-            "that use the GPU. The model is unchanged."
+            "The device ran out of memory; nothing was written and the model is unchanged. Choose a smaller "
+            "sample width and height, or close other programs that use the memory."
         ) from error
-    except MemoryError as error:
-        raise HostError("The machine ran out of memory. Close other programs and try again.") from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """CUDA and Python have classes for it; the CPU's and MPS's allocators only have words."""
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or any(
+        w in str(error) for w in words
+    )

@@ -38,7 +38,8 @@ def relative_error(prediction: Tensor, target: Tensor, scale: Tensor) -> Tensor:
 
 def norm_error(prediction: Tensor, target: Tensor) -> Tensor:
     """L2 norm of the difference, as equation 5 writes it; the mean over the batch."""
-    return (_wide(prediction) - target).square().flatten(1).sum(1).sqrt().mean()
+    norms: Tensor = torch.linalg.vector_norm((_wide(prediction) - target).flatten(1), dim=1)
+    return norms.mean()
 
 
 def error(objective: Objective, prediction: Tensor, target: Tensor, scale: Tensor) -> Tensor:
