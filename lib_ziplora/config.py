@@ -61,9 +61,9 @@ class MergeSettings:
         advanced=True,
     )
     similarity_lambda: float = _option(
-        0.01,
+        0.1,
         "Similarity weight",
-        "Weight of the term that keeps the columns of both LoRAs apart",
+        "Weight of the term that keeps the columns of both LoRAs apart (the paper's objective: 0.01)",
         minimum=0.0,
         maximum=100.0,
         step=0.01,
@@ -76,7 +76,7 @@ class MergeSettings:
         1024, "Sample height", "Height of the samples, pixels", minimum=64, maximum=2048, step=64
     )
     sampling_steps: int = _option(
-        16,
+        4,
         "Sampling steps per trajectory",
         "Steps of each LoRA's own sampling trajectory; every step gives one sample",
         minimum=2,
@@ -85,7 +85,7 @@ class MergeSettings:
         advanced=True,
     )
     trajectories: int = _option(
-        1,
+        4,
         "Trajectories per LoRA",
         "Sampling trajectories that each LoRA draws to learn from",
         minimum=1,

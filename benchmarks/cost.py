@@ -1,0 +1,223 @@
+"""Arithmetic of a merge on the full-size SDXL UNet, counted on the meta device: any machine can.
+
+Unit: one forward of the UNet on one sample at 1024 x 1024. ``python -m benchmarks.cost --json``.
+
+The public script's step (mkshing/ziplora-pytorch) is written here from its description: two
+student forwards with dense merged weights, whose gradients are dense too, and two teachers'
+forwards in every step. Nothing of that script is used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from lib_ziplora.config import LoraInput, MergeRequest, MergeSettings
+from lib_ziplora.denoiser import Conditioning
+from lib_ziplora.job.progress import UPDATE_UNITS, units_of
+from lib_ziplora.lora.keys import canonical_modules
+from lib_ziplora.lora.layer import LoraLayer
+from lib_ziplora.merge.coefficients import MergerCoefficients
+from lib_ziplora.merge.loss import relative_error, similarity
+from lib_ziplora.merge.optimize import Plan, student
+
+SDXL_UNET = {
+    "sample_size": 128,
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": (320, 640, 1280),
+    "layers_per_block": 2,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "cross_attention_dim": 2048,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+
+
+class MetaDenoiser:
+    """SDXL's UNet without weights."""
+
+    def __init__(self, latent: int = 128) -> None:
+        with torch.device("meta"):
+            self.unet: nn.Module = UNet2DConditionModel(**SDXL_UNET).requires_grad_(False).eval()
+        self.latent = latent
+        self.device, self.dtype = torch.device("meta"), torch.float32
+        self.alphas_cumprod, self.prediction_type, self.latent_channels = torch.ones(1000), "epsilon", 4
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        added = {"text_embeds": cond.vector[:, :1280], "time_ids": cond.vector[:, 1280:]}
+        return self.unet(x_t, t, cond.context, added_cond_kwargs=added).sample
+
+    def checkpoint_blocks(self) -> Sequence[nn.Module]:
+        names = ("BasicTransformerBlock", "ResnetBlock2D")
+        return [module for module in self.unet.modules() if type(module).__name__ in names]
+
+    def inputs(self, batch: int) -> tuple[Tensor, Tensor, Conditioning]:
+        with torch.device("meta"):
+            cond = Conditioning(torch.empty(batch, 77, 2048), torch.empty(batch, 1286))
+            return torch.empty(batch, 4, self.latent, self.latent), torch.empty(batch), cond
+
+
+def lora(modules: Mapping[str, nn.Module], rank: int) -> dict[str, LoraLayer]:
+    """A LoRA of the given rank over the modules, without values."""
+    layers = {}
+    for name, module in modules.items():
+        shape = module.weight.shape
+        down, up = (rank, *shape[1:]), (shape[0], rank)
+        layers[name] = LoraLayer(name, torch.empty(down, device="meta"), torch.empty(up, device="meta"), rank)
+    return layers
+
+
+def attention_only(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """The projections of the attentions, as the paper trains them."""
+    return {name: module for name, module in modules.items() if "_attn1_" in name or "_attn2_" in name}
+
+
+def flops(work: Callable[[], object]) -> int:
+    """Floating-point operations of ``work``, by torch's counter."""
+    counter = FlopCounterMode(display=False)
+    with counter:
+        work()
+    return counter.get_total_flops()
+
+
+def unit(denoiser: MetaDenoiser) -> int:
+    """One forward of one sample, without gradients."""
+    with torch.no_grad():
+        return flops(lambda: denoiser.predict(*denoiser.inputs(1)))
+
+
+def our_step(
+    denoiser: MetaDenoiser, modules: Mapping[str, nn.Module], concepts: Sequence[Mapping[str, LoraLayer]], plan: Plan
+) -> int:
+    """One update of the loop: all concepts in one batch, forward and backward."""
+    coefficients = MergerCoefficients.ones(concepts, "meta")
+    count = len(concepts)
+
+    def step() -> None:
+        with student(denoiser, modules, coefficients, plan):
+            x_t, t, cond = denoiser.inputs(count)
+            output = denoiser.predict(x_t, t, cond)
+            loss = relative_error(output, torch.empty_like(output), torch.ones(count, device="meta"))
+            (loss + 0.1 * similarity(coefficients)).backward()
+
+    return flops(step)
+
+
+def public_script_step(
+    denoiser: MetaDenoiser, modules: Mapping[str, nn.Module], concepts: Sequence[Mapping[str, LoraLayer]]
+) -> int:
+    """Two students over dense merged weights, two teachers, every step anew."""
+    x_t, t, cond = denoiser.inputs(1)
+    deltas = {name: [_dense(layers[name]) for layers in concepts] for name in modules}
+    vectors = {
+        name: [torch.ones(pair[0].shape[1], device="meta", requires_grad=True) for _ in pair]
+        for name, pair in deltas.items()
+    }
+
+    def step() -> None:
+        for _ in concepts:
+            with _dense_weights(modules, deltas, vectors):
+                denoiser.predict(x_t, t, cond).square().mean().backward()
+            with torch.no_grad():
+                denoiser.predict(x_t, t, cond)
+
+    return flops(step)
+
+
+def _dense(layer: LoraLayer) -> Tensor:
+    return torch.empty(layer.out_features, layer.columns, device="meta")
+
+
+@contextmanager
+def _dense_weights(
+    modules: Mapping[str, nn.Module],
+    deltas: Mapping[str, Sequence[Tensor]],
+    vectors: Mapping[str, Sequence[Tensor]],
+) -> Iterator[None]:
+    """Linear layers that add dW_c diag(m_c) + dW_s diag(m_s) to their weight in every forward."""
+
+    def forward(name: str, module: nn.Module) -> Callable[[Tensor], Tensor]:
+        def with_merged_weight(x: Tensor) -> Tensor:
+            delta = sum(d * m for d, m in zip(deltas[name], vectors[name], strict=True))
+            return F.linear(x, module.weight + delta, module.bias)
+
+        return with_merged_weight
+
+    try:
+        for name, module in modules.items():
+            module.forward = forward(name, module)
+        yield
+    finally:
+        for module in modules.values():
+            del module.forward
+
+
+def values_held(concepts: Sequence[Mapping[str, LoraLayer]]) -> int:
+    """Factors and coefficients that a run holds."""
+    layers = [layer for concept in concepts for layer in concept.values()]
+    return sum(layer.down.numel() + layer.up.numel() + layer.columns for layer in layers)
+
+
+def dense_values(concepts: Sequence[Mapping[str, LoraLayer]]) -> int:
+    """Delta weight entries that the public script holds."""
+    return sum(layer.columns * layer.out_features for concept in concepts for layer in concept.values())
+
+
+def run_overhead() -> int:
+    """Units of a default run beside its updates: trajectories, teachers, held-out figures."""
+    settings = MergeSettings()
+    request = MergeRequest(LoraInput("a"), LoraInput("b"), "c", settings=settings)
+    return units_of(request) - UPDATE_UNITS * settings.steps
+
+
+def measure(rank: int = 64, layers: str = "attention") -> dict[str, float]:
+    """The counted figures for two LoRAs of one rank; ``layers``: ``attention`` or ``all``."""
+    denoiser = MetaDenoiser()
+    every = canonical_modules(denoiser.unet)
+    modules = attention_only(every) if layers == "attention" else every
+    concepts = [lora(modules, rank), lora(modules, rank)]
+    one = unit(denoiser)
+    figures = {
+        "unit_tflop": one / 1e12,
+        "step_units": our_step(denoiser, modules, concepts, Plan(True, False)) / one,
+        "step_units_checkpointed": our_step(denoiser, modules, concepts, Plan(True, True)) / one,
+        "run_overhead_units": run_overhead(),
+        "values_held": values_held(concepts),
+        "coefficients": sum(m.numel() for m in MergerCoefficients.ones(concepts, "meta").parameters()),
+    }
+    if layers == "attention":
+        figures["public_script_step_units"] = public_script_step(denoiser, modules, concepts) / one
+        figures["public_script_values_held"] = dense_values(concepts)
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cost", description=__doc__)
+    parser.add_argument("--rank", type=int, default=64, help="of both LoRAs")
+    parser.add_argument("--layers", choices=("attention", "all"), default="attention")
+    parser.add_argument("--json", action="store_true", help="figures as JSON")
+    arguments = parser.parse_args()
+    figures = measure(arguments.rank, arguments.layers)
+    if arguments.json:
+        print(json.dumps(figures, indent=2))
+        return
+    for name, value in figures.items():
+        print(f"{name:28} {value:,.2f}" if value < 1e4 else f"{name:28} {value:,.0f}")
+
+
+if __name__ == "__main__":
+    main()
