@@ -101,7 +101,10 @@ def unit(denoiser: MetaDenoiser) -> int:
 
 
 def our_step(
-    denoiser: MetaDenoiser, modules: Mapping[str, nn.Module], concepts: Sequence[Mapping[str, LoraLayer]], plan: Plan
+    denoiser: MetaDenoiser,
+    modules: Mapping[str, nn.Module],
+    concepts: Sequence[Mapping[str, LoraLayer]],
+    plan: Plan,
 ) -> int:
     """One update of the loop: all concepts in one batch, forward and backward."""
     coefficients = MergerCoefficients.ones(concepts, "meta")

@@ -67,9 +67,11 @@ class Lora:
         name: the file's stem.
         layers: canonical module name -> layer.
         metadata: the file's header strings.
-        dialect: the naming that the file uses (``kohya``, ``kohya-diffusers``, ``diffusers``, ``peft``).
+        dialect: the naming that the file uses (``kohya``, ``kohya-diffusers``, ``lycoris``,
+            ``diffusers``, ``peft``).
         unknown: tensor names that belong to no layer we know.
         sha256: of the whole file, lower-case hex, or "".
+        base: the model family it was trained for, as in ``LoraHeader``.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Lora:
     dialect: str = "kohya"
     unknown: tuple[str, ...] = ()
     sha256: str = ""
+    base: str = "sdxl"
 
     def unet_layers(self) -> dict[str, LoraLayer]:
         return {name: layer for name, layer in self.layers.items() if name.startswith("lora_unet_")}

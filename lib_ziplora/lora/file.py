@@ -1,0 +1,23 @@
+"""LoRA files: what other rooms use to read, judge and write them."""
+
+from __future__ import annotations
+
+from .header import LoraHeader, inspect_header, require_sdxl, unsupported_reason
+from .metadata import merged_metadata, read_recipe
+from .naming import validate_output_name
+from .reading import read_lora
+from .writing import check_output, output_size, write_lora
+
+__all__ = [
+    "LoraHeader",
+    "check_output",
+    "inspect_header",
+    "merged_metadata",
+    "output_size",
+    "read_lora",
+    "read_recipe",
+    "require_sdxl",
+    "unsupported_reason",
+    "validate_output_name",
+    "write_lora",
+]

@@ -1,0 +1,51 @@
+"""Names of output files that every loader, prompt parser and file system takes."""
+
+from __future__ import annotations
+
+import re
+
+from ..errors import OutputError
+
+LONGEST = 120
+LONGEST_BYTES = 200
+# The prompt parser's own words for "no network" and the upscaler that shares its table.
+RESERVED_BY_PROMPTS = frozenset(("none", "addams"))
+RESERVED_BY_WINDOWS = frozenset(
+    ("con", "prn", "aux", "nul", *(f"{port}{digit}" for port in ("com", "lpt") for digit in "0123456789¹²³"))
+)
+_ALLOWED = re.compile(r"[\w .()+-]+")
+_EXTENSIONS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+
+
+def validate_output_name(name: str) -> None:
+    """Check the name of a file to be written: a stem without folder and extension.
+
+    Raises:
+        OutputError: what is wrong with it and what to do.
+    """
+    reason = _objection(name)
+    if reason:
+        raise OutputError(f"{name!r} can't be the name of a LoRA: {reason}.")
+
+
+def _objection(name: str) -> str:
+    if not name.strip():
+        return "it is empty. Type a name"
+    if "/" in name or "\\" in name or name in (".", ".."):
+        return "it has a folder in it. Give the name alone"
+    if not _ALLOWED.fullmatch(name):
+        bad = sorted({character for character in name if not _ALLOWED.fullmatch(character)})
+        return (
+            f"{' '.join(map(repr, bad))} doesn't work in prompts. Use letters, digits, spaces and _ . ( ) + -"
+        )
+    if name.lower().endswith(_EXTENSIONS):
+        return "it ends in a file extension. Leave that out"
+    if name[0] in " ." or name[-1] in " .":
+        return "it starts or ends with a space or a dot. Leave that out"
+    if len(name) > LONGEST or len(name.encode()) > LONGEST_BYTES:
+        return f"it is longer than {LONGEST} letters. Choose a shorter one"
+    if name.lower() in RESERVED_BY_PROMPTS:
+        return "the WebUI uses this word itself. Choose another"
+    if name.lower().split(".")[0].rstrip() in RESERVED_BY_WINDOWS:
+        return "Windows uses this word for a device. Choose another"
+    return ""
