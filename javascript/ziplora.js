@@ -1,0 +1,156 @@
+/* The tab's side in the browser, for the WebUI (which loads this file by itself) and for
+   `python -m lib_ziplora serve`, where requestProgress and the txt2img tab do not exist. */
+(function() {
+    "use strict";
+    if (window.ziplora) return;
+
+    const TASK_KEY = "ziplora_task";
+    const POLL_MS = 400;
+    let task = "";
+    let timer = null;
+
+    function find(selector) {
+        const app = typeof window.gradioApp === "function" ? window.gradioApp() : document;
+        return app.querySelector(selector);
+    }
+
+    function press(id) {
+        const button = find("#" + id);
+        if (button) button.click();
+    }
+
+    function inWebui() {
+        return typeof window.requestProgress === "function";
+    }
+
+    function remember(ticket) {
+        task = ticket;
+        try {
+            if (ticket) localStorage.setItem(TASK_KEY, ticket);
+            else localStorage.removeItem(TASK_KEY);
+        } catch (error) {
+            console.warn("ZipLoRA: the browser stores nothing, so a reload forgets the merge", error);
+        }
+    }
+
+    function remembered() {
+        try {
+            return localStorage.getItem(TASK_KEY) || "";
+        } catch (error) {
+            return "";
+        }
+    }
+
+    // The WebUI's shortcuts (Ctrl+Enter, Alt+Enter, Esc) read style.display of these buttons.
+    function showRunning(running) {
+        for (const [id, shown] of [["generate", !running], ["interrupt", running], ["skip", running]]) {
+            const button = find("#ziplora_" + id);
+            if (button) button.style.display = shown ? "block" : "none";
+        }
+        const root = find("#ziplora_root");
+        if (root) root.classList.toggle("ziplora-running", running);
+    }
+
+    function follow(ticket, restored) {
+        remember(ticket);
+        showRunning(true);
+        const ended = () => {
+            if (task !== ticket) return;
+            if (restored) {
+                press("ziplora_restore");
+                setTimeout(finished, 300);
+            } else if (inWebui()) {
+                showRunning(false);
+            }
+        };
+        const anchor = find("#ziplora_bar");
+        if (inWebui() && anchor) {
+            window.requestProgress(ticket, anchor, null, ended, null, restored ? 0 : 40);
+        } else {
+            poll(ticket, ended);
+        }
+    }
+
+    function poll(ticket, ended) {
+        clearInterval(timer);
+        let asked = false;
+        timer = setInterval(() => {
+            const bar = find("#ziplora_bar [data-state]");
+            const state = bar ? bar.dataset.state : "";
+            if (asked && (state === "finished" || state === "unknown")) {
+                clearInterval(timer);
+                ended();
+                return;
+            }
+            if (bar && state !== "finished" && state !== "unknown") asked = true;
+            press("ziplora_poll");
+        }, POLL_MS);
+    }
+
+    function finished() {
+        clearInterval(timer);
+        if (!inWebui()) press("ziplora_poll");
+        remember("");
+        showRunning(false);
+        setTimeout(() => {
+            if (!find('#ziplora_result [data-outcome="done"]')) return;
+            press("ziplora_refresh");
+            for (const tab of ["txt2img", "img2img"]) {
+                const cards = find("#" + tab + "_lora_extra_refresh_internal");
+                if (cards) cards.dispatchEvent(new Event("click"));
+            }
+        }, 300);
+    }
+
+    function tag() {
+        const box = find("#ziplora_tag textarea, #ziplora_tag input");
+        return box ? box.value : "";
+    }
+
+    function copyTag() {
+        const box = find("#ziplora_tag textarea, #ziplora_tag input");
+        if (!box) return;
+        if (navigator.clipboard && window.isSecureContext) {
+            navigator.clipboard.writeText(box.value);
+        } else {
+            box.select();
+            document.execCommand("copy");
+        }
+    }
+
+    function sendToTxt2img() {
+        const prompt = find("#txt2img_prompt textarea");
+        if (!prompt || !tag()) return;
+        if (!prompt.value.includes(tag())) {
+            prompt.value = (prompt.value.trimEnd() + " " + tag()).trimStart();
+            window.updateInput(prompt);
+        }
+        window.switch_to_txt2img();
+    }
+
+    // values: the ticket, empty when the request was refused, then what the merge needs.
+    window.submit_ziplora = function(count, ...values) {
+        if (values[0]) follow(values[0], false);
+        return values.slice(0, count);
+    };
+
+    window.ziplora = {finished, copyTag, sendToTxt2img, ticket: () => [task]};
+
+    function start(root) {
+        if (find("#txt2img_prompt")) root.classList.add("ziplora-in-webui");
+        showRunning(false);
+        new IntersectionObserver((entries, observer) => {
+            if (!entries.some((entry) => entry.isIntersecting)) return;
+            observer.disconnect();
+            press("ziplora_refresh");
+        }).observe(root);
+        if (remembered()) follow(remembered(), true);
+    }
+
+    const waiting = setInterval(() => {
+        const root = find("#ziplora_root");
+        if (!root || !find("#ziplora_bar")) return;
+        clearInterval(waiting);
+        start(root);
+    }, 100);
+})();

@@ -1,0 +1,35 @@
+"""The WebUI's way in: registers the tab. Everything else is in ``lib_ziplora``.
+
+The package and all its parts are imported here, at load time: the WebUI takes the
+extension's folder off ``sys.path`` once its scripts have run.
+"""
+
+from __future__ import annotations
+
+from modules import script_callbacks
+
+from lib_ziplora.errors import HostError
+from lib_ziplora.hosts import detect
+from lib_ziplora.ui import tab
+from lib_ziplora.ui.handlers import Desk
+
+desks: list[Desk] = []
+
+
+def on_ui_tabs() -> list[tuple[object, str, str]]:
+    try:
+        host = detect()
+    except HostError as error:
+        return [(tab.refusal(str(error)), "ZipLoRA", "ziplora")]
+    desk = Desk(host)
+    desks.append(desk)
+    return [(tab.build(host, desk), "ZipLoRA", "ziplora")]
+
+
+def on_script_unloaded() -> None:
+    for desk in desks:
+        desk.interrupt_running()
+
+
+script_callbacks.on_ui_tabs(on_ui_tabs)
+script_callbacks.on_script_unloaded(on_script_unloaded)

@@ -1,0 +1,197 @@
+"""The tab clicked through: main path, interrupt, finish now, reload, wrong input, looks, requests."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from lib_ziplora.lora.file import inspect_header
+
+from .conftest import Server
+
+pytestmark = pytest.mark.browser
+
+SUBJECT, STYLE = "minixl_subject_turtle", "minixl_style_fluent-emoji"
+MERGE_MS = 240_000
+BAR_STATE = "document.querySelector('#ziplora_bar [role=progressbar]')?.getAttribute('aria-valuenow') ?? null"
+
+
+class Tab:
+    """What a user does on the page."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+
+    def pick(self, side: str, name: str) -> None:
+        box = self.page.locator(f"#ziplora_{side} input")
+        box.click()
+        box.fill(name)
+        self.page.locator(f"#ziplora_{side} li, ul.options li").filter(has_text=name).first.click()
+        expect(self.page.locator(f"#ziplora_{side}_facts .ziplora-facts").first).to_contain_text("rank")
+
+    def set_number(self, name: str, value: int) -> None:
+        box = self.page.locator(f"#ziplora_{name} input[type=number]")
+        box.fill(str(value))
+        box.press("Tab")
+
+    def prepare(self, output: str, updates: int, subject: str = SUBJECT, style: str = STYLE) -> None:
+        self.pick("subject", subject)
+        self.pick("style", style)
+        self.text("output").fill(output)
+        self.set_number("steps", updates)
+        self.set_number("width", 128)
+        self.set_number("height", 128)
+        if not self.page.locator("#ziplora_sampling_steps").is_visible():
+            self.page.locator("#ziplora_advanced").get_by_text("Advanced settings").click()
+        self.set_number("sampling_steps", 4)
+
+    def text(self, name: str) -> object:
+        return self.page.locator(f"#ziplora_{name} textarea, #ziplora_{name} input").first
+
+    def press(self, name: str) -> None:
+        self.page.locator(f"#ziplora_{name}").click()
+
+    def bar_values(self, enough: int) -> list[float]:
+        """Different values that the bar shows, until there are enough or the bar is gone."""
+        values: list[float] = []
+        for _ in range(600):
+            value = self.page.evaluate(BAR_STATE)
+            if value is not None and float(value) not in values:
+                values.append(float(value))
+            if len(values) >= enough or (values and value is None):
+                break
+            self.page.wait_for_timeout(100)
+        return values
+
+    def outcome(self, kind: str) -> object:
+        box = self.page.locator(f"#ziplora_result [data-outcome={kind}]").first
+        expect(box).to_be_visible(timeout=MERGE_MS)
+        return box
+
+    def idle(self) -> None:
+        expect(self.page.locator("#ziplora_generate")).to_be_visible()
+        expect(self.page.locator("#ziplora_interrupt")).to_be_hidden()
+        expect(self.page.locator("#ziplora_skip")).to_be_hidden()
+
+
+@pytest.fixture
+def requests() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def tab(browser: Browser, server: Server, requests: list[str]) -> Iterator[Tab]:
+    context = browser.new_context(viewport={"width": 1280, "height": 1000})
+    page = context.new_page()
+    problems: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.goto(server.url)
+    page.locator("#ziplora_subject input").wait_for()
+    tab = Tab(page)
+    tab.idle()
+    yield tab
+    context.close()
+    assert not problems
+
+
+def test_merge_from_pick_to_tag(tab: Tab, server: Server, requests: list[str]) -> None:
+    tab.pick("subject", SUBJECT)
+    tab.pick("style", STYLE)
+    expect(tab.text("subject_prompt")).to_have_value("a sks emoji")
+    expect(tab.text("output")).to_have_value(f"{SUBJECT}_x_{STYLE}")
+    tab.prepare("turtle in fluent", updates=12)
+    tab.press("generate")
+    seen = tab.bar_values(enough=3)
+    assert len(seen) >= 3 and seen == sorted(seen), f"the bar showed {seen}"
+    expect(tab.outcome("done")).to_contain_text("turtle in fluent.safetensors")
+    expect(tab.text("tag")).to_have_value("<lora:turtle in fluent:1>")
+    table = tab.page.locator("#ziplora_result table").first.inner_text()
+    for row in ("Mean travel", "Similarity", "Held-out loss", "Rank"):
+        assert re.search(rf"{row}.*\d", table), table
+    tab.idle()
+    written = inspect_header(server.loras / "turtle in fluent.safetensors")
+    sources = [inspect_header(server.loras / f"{name}.safetensors") for name in (SUBJECT, STYLE)]
+    assert written.rank == sum(source.rank for source in sources)
+    expect(tab.page.locator("#ziplora_send")).to_be_hidden()  # there is no txt2img here
+    assert {urlsplit(url).hostname for url in requests if url.startswith(("http", "ws"))} == {"127.0.0.1"}
+
+
+def test_the_merged_lora_can_be_picked_at_once(tab: Tab, server: Server) -> None:
+    tab.prepare("picked again", updates=1)
+    tab.press("generate")
+    tab.outcome("done")
+    tab.idle()
+    tab.pick("subject", "picked again")
+
+
+def test_interrupt_writes_nothing(tab: Tab, server: Server) -> None:
+    before = server.files()
+    tab.prepare("interrupted", updates=1000)
+    tab.press("generate")
+    assert len(tab.bar_values(enough=2)) == 2
+    tab.press("interrupt")
+    expect(tab.outcome("interrupted")).to_contain_text("nothing was written", ignore_case=True)
+    tab.idle()
+    assert server.files() == before
+    expect(tab.page.locator("#ziplora_tag")).to_be_hidden()
+
+
+def test_finish_now_writes_what_there_is_even_after_a_reload(tab: Tab, server: Server) -> None:
+    tab.prepare("finished early", updates=1000)
+    tab.press("generate")
+    expect(tab.page.locator("#ziplora_bar").first).to_contain_text("Update 2", timeout=MERGE_MS)
+    tab.page.reload()
+    expect(tab.page.locator("#ziplora_bar").first).to_contain_text("Update", timeout=30_000)
+    tab.press("skip")
+    expect(tab.outcome("done")).to_contain_text("finished early.safetensors")
+    expect(tab.text("tag")).to_have_value("<lora:finished early:1>")
+    tab.idle()
+    assert "finished early.safetensors" in server.files()
+
+
+def test_same_lora_twice_is_refused_at_once(tab: Tab, server: Server) -> None:
+    before = server.files()
+    tab.prepare("twice", updates=1, style=SUBJECT)
+    tab.press("generate")
+    expect(tab.outcome("error")).to_contain_text("same file")
+    tab.idle()
+    assert server.files() == before
+
+
+@pytest.mark.parametrize("name", ["../outside", SUBJECT, "con", ""])
+def test_bad_output_names_are_refused_at_once(tab: Tab, server: Server, name: str) -> None:
+    before = server.files()
+    tab.prepare(name, updates=1)
+    tab.press("generate")
+    tab.outcome("error")
+    tab.idle()
+    assert server.files() == before
+
+
+def test_swap_exchanges_everything(tab: Tab) -> None:
+    tab.pick("subject", SUBJECT)
+    tab.pick("style", STYLE)
+    expect(tab.text("style_prompt")).not_to_have_value("")
+    tab.text("subject_prompt").fill("my own words")
+    style_prompt = tab.text("style_prompt").input_value()
+    tab.press("swap")
+    expect(tab.page.locator("#ziplora_subject input")).to_have_value(STYLE)
+    expect(tab.text("style_prompt")).to_have_value("my own words")
+    expect(tab.text("subject_prompt")).to_have_value(style_prompt)
+    expect(tab.text("output")).to_have_value(f"{STYLE}_x_{SUBJECT}")
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_nothing_is_wider_than_the_window(tab: Tab, server: Server, width: int, theme: str) -> None:
+    tab.page.set_viewport_size({"width": width, "height": 900})
+    tab.page.goto(f"{server.url}?__theme={theme}")
+    tab.idle()
+    assert tab.page.evaluate("document.documentElement.scrollWidth") <= width
+    assert tab.page.evaluate("document.body.classList.contains('dark')") == (theme == "dark")
+    expect(tab.page.locator("#ziplora_generate")).to_be_visible()

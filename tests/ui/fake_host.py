@@ -1,0 +1,139 @@
+"""A host and an engine without files or models: what the tab needs to be tested alone."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from lib_ziplora.config import MergeRequest
+from lib_ziplora.errors import IncompatibleError, Interrupted, LoraFileError
+from lib_ziplora.hosts import CheckpointInfo, InstalledLora, Progress
+from lib_ziplora.job import CatalogEntry, MergeReport
+from lib_ziplora.ui.handlers import Engine
+
+EVIL = "<img src=x onerror=alert(1)>"
+
+
+class FakeHost:
+    name = "fake"
+
+    def __init__(self, names: Sequence[str] = ("cat", "ink", "old")) -> None:
+        self.cards: dict[str, Mapping[str, Any]] = {name: {"activation text": f"a {name}"} for name in names}
+        self.lock = threading.Lock()
+        self.stop, self.finish = threading.Event(), threading.Event()
+
+    def loras(self) -> Sequence[InstalledLora]:
+        return [InstalledLora(name, Path(f"{name}.safetensors"), card) for name, card in self.cards.items()]
+
+    def resolve(self, lora: str) -> Path:
+        if lora not in self.cards:
+            raise LoraFileError(f"There is no LoRA named {lora}.")
+        return Path(f"{lora}.safetensors")
+
+    def output_path(self, name: str) -> Path:
+        return Path(f"{name}.safetensors")
+
+    def checkpoint(self) -> CheckpointInfo:
+        return CheckpointInfo("fake", "")
+
+    def check(self) -> None:
+        pass
+
+    def open(self) -> Any:
+        return nullcontext()
+
+    def exclusive(self) -> Any:
+        return self.lock
+
+    def wrap_task(self, task: Callable[..., Sequence[Any]]) -> Callable[..., Sequence[Any]]:
+        def wrapped(*arguments: Any) -> Sequence[Any]:
+            with self.lock:
+                self.stop.clear()
+                self.finish.clear()
+                return task(*arguments)
+
+        return wrapped
+
+    def report(self, progress: Progress) -> None:
+        pass
+
+    def interrupted(self) -> bool:
+        return self.stop.is_set()
+
+    def finish_requested(self) -> bool:
+        return self.finish.is_set()
+
+    def interrupt(self) -> None:
+        self.stop.set()
+
+    def finish_now(self) -> None:
+        self.finish.set()
+
+    def refresh(self, path: Path) -> None:
+        self.cards[path.stem] = {}
+
+
+class FakeEngine:
+    """Records the requests; ``run`` waits for ``go`` if told to, and fails with ``problem``."""
+
+    def __init__(self) -> None:
+        self.requests: list[MergeRequest] = []
+        self.problem: Exception | None = None
+        self.running, self.go = threading.Event(), threading.Event()
+        self.go.set()
+
+    def engine(self) -> Engine:
+        return Engine(self.check, self.run, self.catalog, lambda host, name: f"a {name}")
+
+    def check(self, request: MergeRequest, host: FakeHost) -> None:
+        paths = [host.resolve(side.lora) for side in (request.subject, request.style)]
+        if paths[0] == paths[1]:
+            raise IncompatibleError("Subject and style are the same file.")
+
+    def catalog(self, host: FakeHost) -> list[CatalogEntry]:
+        entries = []
+        for lora in host.loras():
+            usable = lora.name != "old"
+            reason = "" if usable else "It was made for SD 1.5."
+            base = "sdxl" if usable else "sd1"
+            entries.append(CatalogEntry(lora.name, lora.path, base, 8, 96, f"a {lora.name}", usable, reason))
+        return entries
+
+    def run(self, request: MergeRequest, host: FakeHost, follow: Callable[[Progress], None]) -> MergeReport:
+        self.requests.append(request)
+        follow(Progress("optimising", 3, 12, 40.0, "Update 3 of 12", {"loss": 1.5, "travel": 0.1}))
+        self.running.set()
+        while not self.go.wait(0.01):
+            if host.interrupted():
+                raise Interrupted("The merge was interrupted; nothing was written.")
+        if self.problem is not None:
+            raise self.problem
+        host.refresh(host.output_path(request.output))
+        return report(request)
+
+
+def report(request: MergeRequest, **changed: Any) -> MergeReport:
+    """A plausible report of a request."""
+    figures: dict[str, Any] = {
+        "output": f"loras/{request.output}.safetensors",
+        "name": request.output,
+        "method": request.settings.method,
+        "steps": 12,
+        "common_layers": 90,
+        "subject_only": 4,
+        "style_only": 2,
+        "rank": 16,
+        "sha256": "00",
+        "settings": request.settings,
+        "mean_travel": 0.25,
+        "similarity_end": 0.5,
+        "loss_start": 1.9,
+        "loss_end": 0.4,
+        "heldout_loss_start": 2.0,
+        "heldout_loss_end": 0.6,
+        "seconds": 42.0,
+    }
+    return MergeReport(**{**figures, **changed})
