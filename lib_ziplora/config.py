@@ -70,10 +70,20 @@ class MergeSettings:
     )
     seed: int = _option(0, "Merge seed", "Seed of the samples", minimum=0, maximum=2**32 - 1, step=1)
     width: int = _option(
-        1024, "Sample width", "Width of the samples, pixels", minimum=64, maximum=2048, step=64
+        0,
+        "Sample width",
+        "Width of the samples in pixels; 0 is the checkpoint's own size (1024 for SDXL)",
+        minimum=0,
+        maximum=2048,
+        step=64,
     )
     height: int = _option(
-        1024, "Sample height", "Height of the samples, pixels", minimum=64, maximum=2048, step=64
+        0,
+        "Sample height",
+        "Height of the samples in pixels; 0 is the checkpoint's own size (1024 for SDXL)",
+        minimum=0,
+        maximum=2048,
+        step=64,
     )
     sampling_steps: int = _option(
         4,

@@ -74,6 +74,11 @@ class Session(Protocol):
         """The base UNet without any LoRA."""
         ...
 
+    @property
+    def native_size(self) -> int:
+        """Width and height, in pixels, of the pictures that the checkpoint was trained on."""
+        ...
+
     def encode_prompts(
         self, prompts: Sequence[str], *, width: int, height: int, negative: bool, deltas: TextDeltas
     ) -> Conditioning:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from ..config import LoraInput, MergeRequest
+from ..config import LoraInput, MergeRequest, MergeSettings
 from ..errors import ConfigError, IncompatibleError, OutOfMemoryError
 from ..hosts import Host, Progress
 from ..lora.algebra import Pairing, merge_layers, pair, scale
@@ -66,6 +66,8 @@ def check(request: MergeRequest, host: Host) -> None:
             f"Subject and style are the same file, {subject.name}. Choose two different LoRAs."
         )
     if request.settings.method == "ziplora":
+        for chosen in (request.subject, request.style):
+            _with_prompt(chosen, host)
         host.check()
 
 
@@ -96,7 +98,9 @@ def run(request: MergeRequest, host: Host, on_event: OnEvent | None = None) -> M
         with _memory_in_words(), host.open() as session:
             chosen = [_with_prompt(request.subject, host), _with_prompt(request.style, host)]
             deltas = {name: layer.delta for name, layer in _text_layers(inputs).items()}
-            learnt, coefficients = learn(session, inputs.concepts(), chosen, deltas, request.settings, meter)
+            settings = _sized(request.settings, session.native_size)
+            inputs = dataclasses.replace(inputs, request=dataclasses.replace(request, settings=settings))
+            learnt, coefficients = learn(session, inputs.concepts(), chosen, deltas, settings, meter)
     layers = _merged_layers(inputs, coefficients)
     report = _report(inputs, host, layers, learnt)
     return _write(inputs, host, layers, report, meter, started)
@@ -121,6 +125,11 @@ def _read(request: MergeRequest, host: Host, meter: Meter) -> _Inputs:
         )
     meter.advance(1, "Pairing the layers")
     return _Inputs(subject, style, pair(subject, style), path, request)
+
+
+def _sized(settings: MergeSettings, native: int) -> MergeSettings:
+    """The settings with the checkpoint's own size where none is given."""
+    return dataclasses.replace(settings, width=settings.width or native, height=settings.height or native)
 
 
 def _require_common(inputs: _Inputs) -> None:

@@ -142,6 +142,10 @@ class PicoHost:
             self.opened -= 1
 
     @property
+    def native_size(self) -> int:
+        return 128
+
+    @property
     def denoiser(self) -> PicoDenoiser:
         return PicoDenoiser(self)
 

@@ -293,6 +293,9 @@ def test_check_refuses_what_can_be_known_without_reading_tensors(host):
     ):
         with pytest.raises(kind, match=words):
             job.check(request(**change), host)
+    blank = dataclasses.replace(request(), subject=LoraInput("dog"))
+    with pytest.raises(ConfigError, match="no prompt for dog"):
+        job.check(blank, host)
     host.refusal = "Load an SDXL checkpoint."
     with pytest.raises(HostError, match="SDXL"):
         job.check(request(), host)
@@ -313,3 +316,10 @@ def test_a_run_that_cannot_move_the_coefficients_says_so(host):
     report = job.run(request(learning_rate=0.0001, steps=2), host)
     assert any("hardly moved" in warning for warning in report.warnings)
     assert not any("hardly moved" in warning for warning in job.run(request(output="b"), host).warnings)
+
+
+def test_without_a_size_the_samples_have_the_checkpoints_own(host):
+    report = job.run(request(width=0, height=64), host)
+    assert (report.settings.width, report.settings.height) == (host.native_size, 64)
+    recipe = read_recipe(read_lora(host.folder / "dog_ink.safetensors").metadata)
+    assert recipe["settings"]["width"] == host.native_size

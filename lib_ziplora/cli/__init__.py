@@ -1,0 +1,39 @@
+"""The command line: ``merge``, ``inspect`` and ``serve``.
+
+Exit codes: 0 done; 1 it can't be done (one sentence on stderr says why); 2 the command is
+wrong; 130 interrupted, and nothing was written.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from ..errors import ConfigError, Interrupted, ZipLoraError
+from .arguments import parser, request_from
+
+FAILED, INTERRUPTED = 1, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    top = parser()
+    args = top.parse_args(argv)
+    if args.command == "inspect" and len(args.files) > 2:
+        top.error("inspect takes one or two files")
+    if args.command == "merge":
+        try:
+            args.request = request_from(args)
+        except ConfigError as error:
+            top.error(str(error))
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    try:
+        code: int = args.run(args)
+        return code
+    except (Interrupted, KeyboardInterrupt) as error:
+        print(str(error) or "Interrupted; nothing was written.", file=sys.stderr)
+        return INTERRUPTED
+    except ZipLoraError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED

@@ -1,0 +1,202 @@
+"""The arguments of the command line and the help that explains them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..config import (
+    LoraInput,
+    MergeRequest,
+    MergeSettings,
+    Option,
+    setting_defaults,
+    setting_fields,
+    settings_from,
+)
+from . import commands
+
+DESCRIPTION = """\
+ZipLoRA for Stable Diffusion XL: merge a subject LoRA and a style LoRA into one file.
+
+  merge     learn how the two fit together and write one LoRA
+  inspect   show what is in a LoRA file, or where two of them overlap
+  serve     the same as a page in the browser
+"""
+
+MERGE_DESCRIPTION = """\
+Merge a subject LoRA and a style LoRA of SDXL into one ordinary LoRA file, which draws
+that subject in that style as <lora:name:1>. For every column of every layer a coefficient
+is learnt against the checkpoint, so that the two LoRAs disturb each other least.
+"""
+
+MERGE_EPILOG = """\
+example, with the small model that comes with the source (128 x 128 pixels, about a minute):
+
+  python -m lib_ziplora merge \\
+      benchmarks/minixl/loras/minixl_subject_turtle.safetensors \\
+      benchmarks/minixl/loras/minixl_style_fluent-emoji.safetensors \\
+      --checkpoint benchmarks/minixl/model \\
+      --subject-prompt "a sks emoji" --style-prompt "a cat emoji in szn style" \\
+      -o turtle-fluent.safetensors
+
+the prompts are those that draw the subject and the style on their own, trigger words
+included; without them the LoRA's own metadata is asked. --method direct writes the plain
+weighted sum in a second and needs no checkpoint: a baseline to compare with.
+
+exit codes: 0 done; 1 it can't be done, and why; 2 wrong command; 130 interrupted (Ctrl+C),
+nothing written.
+"""
+
+INSPECT_EPILOG = """\
+example:
+  python -m lib_ziplora inspect subject.safetensors style.safetensors
+
+the overlap of a layer is the mean |cosine| between the same columns of the two LoRAs'
+delta weights: 0 when they use different columns, 1 when they pull in the same direction.
+"""
+
+SERVE_EPILOG = """\
+example:
+  python -m lib_ziplora serve --checkpoint benchmarks/minixl/model --lora-dir benchmarks/minixl/loras
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line; settings come from ``config.setting_fields``."""
+    form = argparse.RawDescriptionHelpFormatter
+    top = argparse.ArgumentParser("python -m lib_ziplora", description=DESCRIPTION, formatter_class=form)
+    top.add_argument("--version", action="version", version=__version__)
+    names = top.add_subparsers(dest="command", required=True, metavar="{merge,inspect,serve}")
+
+    def command(name: str, description: str, epilog: str, run: Callable[..., int]) -> argparse.ArgumentParser:
+        one = names.add_parser(name, description=description, epilog=epilog, formatter_class=form)
+        one.set_defaults(run=run)
+        return one
+
+    _add_merge(command("merge", MERGE_DESCRIPTION, MERGE_EPILOG, commands.merge))
+    one = command(
+        "inspect", "Show what is in a LoRA file, or where two overlap.", INSPECT_EPILOG, commands.inspect
+    )
+    one.add_argument("files", nargs="+", type=Path, metavar="FILE", help="one LoRA file, or two to compare")
+    one.add_argument("--layers", action="store_true", help="list every layer (one file)")
+    one.add_argument("--json", action="store_true", help="print JSON instead of text")
+    page = command(
+        "serve",
+        "Serve the tab as a page in the browser, from this machine alone.",
+        SERVE_EPILOG,
+        commands.serve,
+    )
+    _add_host(page)
+    page.add_argument(
+        "--host", default="127.0.0.1", help="network interface (default %(default)s: this machine only)"
+    )
+    page.add_argument("--port", type=int, help="default: the first free one from 7860 on")
+    page.add_argument("--open", action="store_true", help="open the page in the default browser")
+    return top
+
+
+def _add_host(one: argparse.ArgumentParser) -> None:
+    group = one.add_argument_group("checkpoint and LoRAs")
+    group.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="DIR_OR_FILE",
+        help="SDXL checkpoint: a diffusers folder or a .safetensors file",
+    )
+    group.add_argument(
+        "--checkpoint-config",
+        type=Path,
+        metavar="DIR",
+        help="diffusers folder whose configuration files describe a .safetensors checkpoint "
+        "(default: SDXL's, if the Hugging Face cache has it; nothing is downloaded)",
+    )
+    group.add_argument(
+        "--lora-dir",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="folder with LoRAs, so that they can be given by name (may be repeated)",
+    )
+    group.add_argument("--device", default="auto", help="auto, cuda, mps, cpu, cuda:1, ... (default auto)")
+    group.add_argument(
+        "--dtype",
+        default="auto",
+        choices=("auto", "fp16", "bf16", "fp32"),
+        help="auto: fp16 on CUDA, else fp32",
+    )
+
+
+def _add_merge(one: argparse.ArgumentParser) -> None:
+    one.add_argument(
+        "subject", metavar="SUBJECT", help="LoRA file of the subject (or its name in a --lora-dir)"
+    )
+    one.add_argument("style", metavar="STYLE", help="LoRA file of the style (or its name in a --lora-dir)")
+    one.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        metavar="OUT",
+        help="OUT.safetensors, or a name for the first --lora-dir",
+    )
+    one.add_argument("--force", action="store_true", help="replace OUT if it is there")
+    one.add_argument("--report", type=Path, metavar="FILE.json", help="write the figures of the merge")
+    _add_host(one)
+    inputs = one.add_argument_group("subject and style")
+    for side in ("subject", "style"):
+        inputs.add_argument(
+            f"--{side}-prompt", default="", metavar="TEXT", help=f"prompt that draws the {side}"
+        )
+        inputs.add_argument(
+            f"--{side}-weight",
+            type=float,
+            default=1.0,
+            metavar="W",
+            help=f"strength of the {side} (default 1)",
+        )
+        inputs.add_argument(
+            f"--{side}-images",
+            nargs="+",
+            default=(),
+            metavar="IMAGE",
+            help=f"pictures of the {side} to learn from, instead of what its LoRA draws (none are needed)",
+        )
+    groups = {False: one.add_argument_group("settings"), True: one.add_argument_group("advanced settings")}
+    for name, option in setting_fields().items():
+        _add_setting(groups[option.advanced], name, option)
+
+
+def _add_setting(group: Any, name: str, option: Option) -> None:
+    default = setting_defaults()[name]
+    allowed = "" if option.minimum is None else f"{option.minimum:g} to {option.maximum:g}, "
+    group.add_argument(
+        f"--{name.replace('_', '-')}",
+        type=type(default),
+        choices=option.choices or None,
+        default=default,
+        metavar=None if option.choices else type(default).__name__.upper(),
+        help=f"{option.help} ({allowed}default {default if default != '' else 'none'})".replace("%", "%%"),
+    )
+
+
+def request_from(args: argparse.Namespace) -> MergeRequest:
+    """The job that the arguments ask for.
+
+    Raises:
+        ConfigError: a value outside its range.
+    """
+    settings: MergeSettings = settings_from({name: getattr(args, name) for name in setting_defaults()})
+    subject, style = (
+        LoraInput(
+            getattr(args, side),
+            getattr(args, f"{side}_prompt"),
+            getattr(args, f"{side}_weight"),
+            tuple(getattr(args, f"{side}_images")),
+        )
+        for side in ("subject", "style")
+    )
+    return MergeRequest(subject, style, output=args.output, overwrite=args.force, settings=settings)

@@ -1,0 +1,83 @@
+"""What the subcommands do, once their arguments are known to be well formed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from .. import job, overview
+from ..config import MergeRequest
+from ..errors import ConfigError, OutputError
+from ..hosts.standalone import StandaloneHost
+from .terminal import ProgressBar, ctrl_c_interrupts
+
+OK = 0
+
+
+def merge(args: argparse.Namespace) -> int:
+    """``merge``: run the job and print where the file is."""
+    if args.report and not args.report.parent.is_dir():
+        raise OutputError(f"The folder {args.report.parent} of the report does not exist; create it first.")
+    request: MergeRequest = args.request
+    host = _host(args)
+    bar = ProgressBar()
+    try:
+        with host.exclusive(), ctrl_c_interrupts(host):
+            report = job.run(request, host, bar)
+    finally:
+        bar.close()
+    for warning in report.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if args.report:
+        args.report.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
+    print(report.output)
+    print(f"{report.tag}  rank {report.rank}, {report.common_layers} common layers, {report.seconds:.0f} s")
+    if report.heldout_loss_start is not None and report.heldout_loss_end is not None:
+        print(
+            f"travel {report.mean_travel:.3f}, error against both LoRAs "
+            f"{report.heldout_loss_start:.3f} (plain sum) -> {report.heldout_loss_end:.3f}"
+        )
+    return OK
+
+
+def inspect(args: argparse.Namespace) -> int:
+    """``inspect``: one file, or two and their overlap."""
+    if len(args.files) == 1:
+        summary = overview.describe_file(args.files[0], layers=args.layers)
+        text = overview.file_text(summary)
+    else:
+        summary = overview.describe_pair(*args.files)
+        text = overview.pair_text(summary)
+    print(json.dumps(summary, indent=2) if args.json else text)
+    return OK
+
+
+def serve(args: argparse.Namespace) -> int:
+    """``serve``: the tab as a page of its own."""
+    host = _host(args, strict=True)
+    if args.checkpoint:
+        host.check()
+    try:
+        from ..ui.serve import serve as serve_tab
+    except ImportError as error:
+        raise ConfigError(f"The page needs gradio ({error}): pip install gradio==3.41.2") from error
+    try:
+        serve_tab(
+            host,
+            address=args.host,
+            port=args.port,
+            open_browser=args.open,
+            on_ready=lambda url: print(f"The ZipLoRA tab is at {url}", flush=True),
+        )
+    except OSError as error:
+        raise ConfigError(
+            f"Can't listen on {args.host}:{args.port or 7860} ({error}); choose another --port."
+        ) from error
+    return OK
+
+
+def _host(args: argparse.Namespace, *, strict: bool = False) -> StandaloneHost:
+    return StandaloneHost(
+        args.checkpoint, args.lora_dir, args.device, args.dtype, config=args.checkpoint_config, strict=strict
+    )

@@ -1,0 +1,167 @@
+"""The WebUI's LoRAs: listing, names, files, and taking them off the model's weights."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...errors import HostError, LoraFileError, OutputError
+from .. import InstalledLora
+from ..names import validate_name
+
+SUFFIX = ".safetensors"
+EXTENSIONS = (".safetensors", ".pt", ".ckpt")
+PATCHED = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm, nn.MultiheadAttention)
+"""The classes into whose weights the WebUI merges LoRAs."""
+
+
+def extension() -> Any | None:
+    """The built-in Lora extension's ``networks`` module, or None when it is switched off."""
+    try:
+        import networks  # type: ignore[import-not-found]
+    except ImportError:
+        return None
+    return networks if hasattr(networks, "available_networks") else None
+
+
+def folders() -> list[Path]:
+    """Where LoRAs are looked for; new ones go into the first."""
+    from modules import paths, shared
+
+    first = getattr(shared.cmd_opts, "lora_dir", None) or os.path.join(paths.models_path, "Lora")  # noqa: PTH118
+    second = getattr(shared.cmd_opts, "lyco_dir_backcompat", None)
+    return [Path(folder).absolute() for folder in (first, second) if folder]
+
+
+def files() -> list[Path]:
+    """Every LoRA file in the WebUI's folders, in its order (of equal stems the last one counts)."""
+    from modules import shared
+
+    return [Path(name) for folder in folders() for name in shared.walk_files(str(folder), EXTENSIONS)]
+
+
+def table() -> dict[str, Path]:
+    """Name -> file, as the prompt ``<lora:name:1>`` finds it, freshly listed."""
+    networks = extension()
+    if networks is None:
+        return {path.stem: path for path in files()}
+    networks.list_available_networks()
+    return known(networks)
+
+
+def known(networks: Any) -> dict[str, Path]:
+    """Name -> file of what the extension has listed so far."""
+    return {name: Path(entry.filename) for name, entry in list(networks.available_networks.items())}
+
+
+def installed() -> list[InstalledLora]:
+    """The installed LoRAs, freshly listed, sorted by name."""
+    found = table()
+    names = sorted(found, key=lambda name: (name.casefold(), name))
+    return [InstalledLora(name, found[name], user_metadata(found[name])) for name in names]
+
+
+def user_metadata(path: Path) -> Mapping[str, Any]:
+    """What the user wrote on a LoRA's card; empty when there is nothing or it is malformed."""
+    try:
+        data = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def resolve(name: str) -> Path:
+    """The file of an installed LoRA; a path is no name.
+
+    Raises:
+        LoraFileError: no LoRA of that name.
+    """
+    networks = extension()
+    path = known(networks).get(name) if networks is not None else None
+    if path is not None and path.is_file():
+        return path
+    found = table()
+    if name in found:
+        return found[name]
+    near = difflib.get_close_matches(name, found, n=3)
+    advice = (
+        f"Did you mean {', '.join(near)}?" if near else "Press the refresh button and choose from the list."
+    )
+    raise LoraFileError(f"There is no LoRA named {name!r} in the WebUI. {advice}")
+
+
+def output_path(name: str) -> Path:
+    """Where a merged LoRA of that name goes: the WebUI's LoRA folder itself.
+
+    Raises:
+        OutputError: a path, a name that a prompt can't hold, or one that a LoRA elsewhere has.
+    """
+    validate_name(name)
+    if "=" in name:
+        raise OutputError(f"The output name {name!r} holds '=', which a <lora:…> tag can't; leave it out.")
+    if name.casefold() == "addams":
+        raise OutputError(f"The output name {name!r} is reserved by the WebUI; choose another name.")
+    target = folders()[0] / f"{name}{SUFFIX}"
+    for path in files():
+        if path.stem.casefold() == name.casefold() and path.absolute() != target:
+            raise OutputError(
+                f"The name {name} means the LoRA {path} already, wherever the new file lies. Choose another name."
+            )
+    return target
+
+
+def take_off(model: Any) -> None:
+    """Restore the checkpoint's own weights where pictures have merged LoRAs into them.
+
+    Raises:
+        HostError: a module could not be restored.
+    """
+    networks = extension()
+    if networks is None:
+        return
+    networks.load_networks([], [], [], [])
+    with torch.inference_mode(False), torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, PATCHED):
+                networks.network_apply_weights(module)
+    baked = [m for m in model.modules() if getattr(m, "network_current_names", ())]
+    if baked:
+        raise HostError(
+            f"The WebUI could not take an earlier picture's LoRA off {len(baked)} layers "
+            f"({getattr(baked[0], 'network_layer_name', '?')}). Reload the checkpoint and try again."
+        )
+
+
+def refresh(path: Path, model: Any | None) -> None:
+    """Make a file that was just written known, and forget whatever it replaced.
+
+    The WebUI compares LoRAs by name: weights and cached conditionings made with an older
+    file of that name would be used again. The caller holds the WebUI's lock.
+    """
+    networks = extension()
+    if networks is None:
+        return
+    networks.list_available_networks()
+    stale = [
+        n for n, net in networks.networks_in_memory.items() if Path(net.network_on_disk.filename) == path
+    ]
+    for name in stale:
+        networks.networks_in_memory.pop(name, None)
+    if model is not None:
+        take_off(model)
+    _clear_conditioning_caches()
+
+
+def _clear_conditioning_caches() -> None:
+    from modules import processing
+
+    base, txt2img = processing.StableDiffusionProcessing, processing.StableDiffusionProcessingTxt2Img
+    for cache in (base.cached_c, base.cached_uc, txt2img.cached_hr_c, txt2img.cached_hr_uc):
+        cache[:] = [None] * len(cache)

@@ -1,0 +1,126 @@
+"""SDXL's conditioning from the WebUI's own text encoders, with delta weights added for the moment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...denoiser import Conditioning, TextDeltas
+from ...errors import IncompatibleError
+from .model import text_encoders
+
+OPEN_CLIP_LINEAR = {
+    "attn.out_proj": "self_attn_out_proj",
+    "mlp.c_fc": "mlp_fc1",
+    "mlp.c_proj": "mlp_fc2",
+}
+"""open_clip's layers in a residual block -> kohya's names."""
+
+NOT_APPLIED = frozenset({"lora_te2_text_projection"})
+"""Layers that the WebUI leaves out of a ``<lora:…>``, and that are left out here too."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a layer's weight lives: rows ``start`` to ``stop`` of a parameter."""
+
+    parameter: nn.Parameter
+    start: int
+    stop: int
+
+    @property
+    def weight(self) -> Tensor:
+        return self.parameter[self.start : self.stop]
+
+
+def slots(model: Any) -> dict[str, Slot]:
+    """Kohya's layer name -> its weight in the two text encoders."""
+    encoders = text_encoders(model)
+    found: dict[str, Slot] = {}
+    for path, module in encoders[1].named_modules():
+        if isinstance(module, nn.Linear):
+            found[f"lora_te1_{path.replace('.', '_')}"] = _whole(module)
+    for number, block in enumerate(encoders[2].transformer.resblocks):
+        stem = f"lora_te2_text_model_encoder_layers_{number}"
+        rows = block.attn.embed_dim
+        for index, name in enumerate("qkv"):
+            slot = Slot(block.attn.in_proj_weight, index * rows, (index + 1) * rows)
+            found[f"{stem}_self_attn_{name}_proj"] = slot
+        for path, name in OPEN_CLIP_LINEAR.items():
+            found[f"{stem}_{name}"] = _whole(block.get_submodule(path))
+    return found
+
+
+def _whole(module: nn.Module) -> Slot:
+    parameter = module.weight
+    assert isinstance(parameter, nn.Parameter)
+    return Slot(parameter, 0, parameter.shape[0])
+
+
+@contextmanager
+def applied(deltas: TextDeltas, places: Mapping[str, Slot]) -> Iterator[None]:
+    """Add delta weights to the text encoders; take them off again bit for bit.
+
+    Raises:
+        IncompatibleError: a layer that the text encoders don't have, or of another shape.
+    """
+    names = [name for name in deltas if name not in NOT_APPLIED]
+    missing = sorted(name for name in names if name not in places)
+    if missing:
+        raise IncompatibleError(
+            f"The checkpoint's text encoders have no layer {missing[0]}"
+            f"{f' (and {len(missing) - 1} more)' if len(missing) > 1 else ''}; "
+            "is the LoRA made for SDXL? Set the text encoder layers to none to leave them out."
+        )
+    saved: dict[str, Tensor] = {}
+    try:
+        with torch.no_grad():
+            for name in names:
+                saved[name] = places[name].weight.clone()
+                _add(places[name].weight, deltas[name](), name)
+        yield
+    finally:
+        with torch.no_grad():
+            for name, original in saved.items():
+                places[name].weight.copy_(original)
+
+
+def _add(weight: Tensor, delta: Tensor, name: str) -> None:
+    if delta.shape != weight.shape:
+        raise IncompatibleError(
+            f"Layer {name} of the LoRA has a delta weight of shape {tuple(delta.shape)}, "
+            f"the checkpoint's is {tuple(weight.shape)}; is the LoRA made for SDXL?"
+        )
+    weight.copy_(weight.float() + delta.to(weight.device, torch.float32))
+
+
+def encode(
+    model: Any, prompts: Sequence[str], *, width: int, height: int, negative: bool, deltas: TextDeltas
+) -> Conditioning:
+    """Conditioning of ``prompts``, one row each, as a picture of that size would get it.
+
+    ``context`` is (batch, 77 * chunks, width of both encoders), ``vector`` pooled text and
+    embedded sizes. Extra-network tags such as ``<lora:…>`` are taken out of the prompts.
+    """
+    rows = []
+    with torch.inference_mode(False), torch.no_grad(), applied(deltas, slots(model)):
+        for prompt in prompts:
+            rows.append(_encode_one(model, prompt, width, height, negative))
+    return Conditioning.cat(rows)
+
+
+def _encode_one(model: Any, prompt: str, width: int, height: int, negative: bool) -> Conditioning:
+    from modules import devices, extra_networks, prompt_parser
+
+    words, _ = extra_networks.parse_prompt(prompt)
+    if negative and not words.strip():
+        words = ""
+    batch = prompt_parser.SdConditioning([words], width=width, height=height, is_negative_prompt=negative)
+    with devices.autocast():
+        cond = model.get_learned_conditioning(batch)
+    return Conditioning(*(cond[name].detach().clone().to(devices.device) for name in ("crossattn", "vector")))

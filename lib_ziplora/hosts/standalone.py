@@ -1,0 +1,271 @@
+"""The host without a WebUI: diffusers, a folder or file as checkpoint, folders of LoRAs."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..denoiser import Conditioning, Denoiser, TextDeltas
+from ..errors import HostError, LoraFileError, OutputError
+from . import CheckpointInfo, InstalledLora, Progress, Session
+from . import _diffusers_model as model
+from . import _diffusers_text as text
+from .names import validate_name
+
+SUFFIX = ".safetensors"
+MODEL_SUFFIXES = (SUFFIX, ".ckpt", ".pt", ".pth", ".bin")
+
+
+@dataclass
+class DiffusersSession:
+    """``Session`` over a diffusers pipeline whose parameters are frozen."""
+
+    pipeline: Any
+    denoiser: Denoiser
+
+    @property
+    def native_size(self) -> int:
+        """See ``Session.native_size``; from the UNet's configuration."""
+        return int(self.pipeline.unet.config.sample_size) * int(self.pipeline.vae_scale_factor)
+
+    def encode_prompts(
+        self, prompts: Sequence[str], *, width: int, height: int, negative: bool, deltas: TextDeltas
+    ) -> Conditioning:
+        """See ``Session.encode_prompts``; IncompatibleError for a delta that fits no layer."""
+        modules = text.text_modules([self.pipeline.text_encoder, self.pipeline.text_encoder_2])
+        with text.applied(deltas, modules):
+            return text.encode(self.pipeline, prompts, width=width, height=height, negative=negative)
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor, *, seed: int) -> Tensor:
+        """See ``Session.encode_images``; one image at a time, in fp32."""
+        vae = self.pipeline.vae
+        generator = torch.Generator("cpu").manual_seed(seed)
+        latents = []
+        for image in images.split(1):
+            pixels = image.to(vae.device, torch.float32) * 2 - 1
+            latents.append(vae.encode(pixels).latent_dist.sample(generator) * vae.config.scaling_factor)
+        return torch.cat(latents).to(self.denoiser.device, torch.float32)
+
+    def check_alive(self) -> None:
+        """Nothing else can touch the model here."""
+
+
+class StandaloneHost:
+    """A diffusers checkpoint and folders of LoRAs as ``Host``.
+
+    Args:
+        checkpoint: a diffusers folder or a ``.safetensors`` file; None serves what needs no
+            model (listing, direct merges).
+        lora_dirs: folders whose ``.safetensors`` files are listed, subfolders included; merged
+            files given by name go into the first.
+        device: ``auto``, ``cuda``, ``mps``, ``cpu``, ``cuda:1``, ...
+        dtype: ``auto`` (fp16 on CUDA, else fp32), ``fp16``, ``bf16`` or ``fp32``.
+        config: a diffusers folder whose configuration files describe a single-file checkpoint.
+        strict: take names only, no paths, for LoRAs and for the output.
+    """
+
+    name = "standalone"
+
+    def __init__(
+        self,
+        checkpoint: Path | None,
+        lora_dirs: Sequence[Path] = (),
+        device: str = "auto",
+        dtype: str = "auto",
+        *,
+        config: Path | None = None,
+        strict: bool = False,
+    ) -> None:
+        self.device = model.pick_device(device)
+        self.dtype = model.pick_dtype(dtype, self.device)
+        self.progress: Progress | None = None
+        self._checkpoint = checkpoint
+        self._lora_dirs = tuple(lora_dirs)
+        self._config = config
+        self._strict = strict
+        self._lock = threading.Lock()
+        self._interrupt = threading.Event()
+        self._finish = threading.Event()
+        self._pipeline: Any = None
+        self._info: CheckpointInfo | None = None
+
+    def loras(self) -> Sequence[InstalledLora]:
+        """The ``.safetensors`` files below the LoRA folders; of equal names the first folder's."""
+        found: dict[str, InstalledLora] = {}
+        for folder in self._lora_dirs:
+            for path in sorted(folder.rglob(f"*{SUFFIX}")):
+                if path.is_file() and not path.name.startswith("."):
+                    found.setdefault(path.stem, InstalledLora(path.stem, path, _user_metadata(path)))
+        return [found[name] for name in sorted(found, key=lambda n: (n.casefold(), n))]
+
+    def resolve(self, lora: str) -> Path:
+        """An existing file, or an installed LoRA's name (names only when strict).
+
+        Raises:
+            LoraFileError: neither.
+        """
+        looks_like_path = any(mark in lora for mark in "/\\") or Path(lora).suffix in MODEL_SUFFIXES
+        if looks_like_path and not self._strict:
+            if Path(lora).is_file():
+                return Path(lora)
+            if Path(lora).name != lora:
+                raise LoraFileError(f"There is no file {lora}; check the path.")
+        installed = {entry.name: entry.path for entry in self.loras()}
+        for name in (lora, lora.removesuffix(SUFFIX)):
+            if name in installed:
+                return installed[name]
+        near = difflib.get_close_matches(lora, installed, n=3)
+        advice = f"Did you mean {', '.join(near)}?" if near else self._where()
+        raise LoraFileError(f"There is no LoRA named {lora}. {advice}")
+
+    def output_path(self, name: str) -> Path:
+        """A name goes into the first LoRA folder; a path (unless strict) is taken as it is.
+
+        Raises:
+            OutputError: a name that can't be used or that another folder's LoRA has, a folder
+                that doesn't exist.
+        """
+        is_path = any(mark in name for mark in "/\\") or name.endswith(SUFFIX)
+        if is_path and not self._strict:
+            return _path_from(name)
+        validate_name(name)
+        if not self._lora_dirs:
+            raise OutputError(
+                f"There is no LoRA folder to put {name} into; give a path that ends in {SUFFIX}."
+            )
+        target = self._lora_dirs[0] / f"{name}{SUFFIX}"
+        for entry in self.loras():
+            if entry.name.casefold() == name.casefold() and entry.path != target:
+                raise OutputError(f"The name {name} means another LoRA, {entry.path}; choose another name.")
+        return target
+
+    def checkpoint(self) -> CheckpointInfo:
+        """Name and sha256 of the checkpoint file, or of the safetensors of a folder's UNet."""
+        if self._checkpoint is None:
+            return CheckpointInfo("", "")
+        if self._info is None:
+            model.check_checkpoint(self._checkpoint)
+            path = self._checkpoint.resolve()
+            name = path.name if path.is_dir() else path.stem
+            self._info = CheckpointInfo(name, model.sha256_of(model.unet_files(path)))
+        return self._info
+
+    def check(self) -> None:
+        """Raise HostError when there is no checkpoint or it is no SDXL base model."""
+        self._require_checkpoint()
+
+    def _require_checkpoint(self) -> Path:
+        if self._checkpoint is None:
+            raise HostError(
+                "There is no checkpoint to learn against; give an SDXL one (--checkpoint DIR_OR_FILE) "
+                "or use the method direct, which needs none."
+            )
+        if self._pipeline is None:
+            model.check_checkpoint(self._checkpoint)
+        return self._checkpoint
+
+    def pipeline(self) -> Any:
+        """diffusers' pipeline, loaded on first use and kept."""
+        path = self._require_checkpoint()
+        if self._pipeline is None:
+            self._pipeline = model.load_pipeline(path, self._config, self.device, self.dtype)
+        return self._pipeline
+
+    @contextmanager
+    def open(self) -> Iterator[Session]:
+        """The pipeline's models frozen and in evaluation mode; flags restored afterwards."""
+        pipeline = self.pipeline()
+        parts = [pipeline.unet, pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2]
+        with frozen(parts):
+            yield DiffusersSession(pipeline, model.denoiser_of(pipeline))
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """One job at a time; a new job starts with the interrupt flags down."""
+        with self._lock:
+            self._interrupt.clear()
+            self._finish.clear()
+            yield
+
+    def wrap_task(self, task: Callable[..., Sequence[Any]]) -> Callable[..., Sequence[Any]]:
+        """The handler itself, one at a time."""
+
+        def exclusive_task(*args: Any, **kwargs: Any) -> Sequence[Any]:
+            with self.exclusive():
+                return task(*args, **kwargs)
+
+        return exclusive_task
+
+    def report(self, progress: Progress) -> None:
+        """Keep the newest progress in ``self.progress``."""
+        self.progress = progress
+
+    def interrupted(self) -> bool:
+        """Whether ``interrupt`` was called since the job began."""
+        return self._interrupt.is_set()
+
+    def finish_requested(self) -> bool:
+        """Whether ``finish_now`` was called since the job began."""
+        return self._finish.is_set()
+
+    def interrupt(self) -> None:
+        """Ask the running job to stop."""
+        self._interrupt.set()
+
+    def finish_now(self) -> None:
+        """Ask the running job to write what there is."""
+        self._finish.set()
+
+    def refresh(self, path: Path) -> None:
+        """Nothing to do: ``loras`` reads the folders afresh."""
+
+    def _where(self) -> str:
+        folders = ", ".join(str(folder) for folder in self._lora_dirs)
+        return f"Installed LoRAs are looked for in {folders}." if folders else "Give the path of its file."
+
+
+@contextmanager
+def frozen(parts: Sequence[nn.Module]) -> Iterator[None]:
+    """No parameter requires gradients and every module is in evaluation mode; then as before."""
+    parameters = [(p, p.requires_grad) for part in parts for p in part.parameters()]
+    modules = [(m, m.training) for part in parts for m in part.modules()]
+    try:
+        for part in parts:
+            part.requires_grad_(False)
+            part.eval()
+        yield
+    finally:
+        for parameter, flag in parameters:
+            parameter.requires_grad_(flag)
+        for module, flag in modules:
+            module.training = flag
+
+
+def _path_from(name: str) -> Path:
+    path = Path(name)
+    if path.suffix != SUFFIX:
+        raise OutputError(f"The output {name} must end in {SUFFIX}.")
+    if not path.parent.is_dir():
+        raise OutputError(f"The folder {path.parent} of the output does not exist; create it first.")
+    if path.is_dir():
+        raise OutputError(f"The output {name} is a folder; give a file name that ends in {SUFFIX}.")
+    return path
+
+
+def _user_metadata(path: Path) -> Mapping[str, Any]:
+    """The WebUI's ``<stem>.json`` beside a LoRA; empty when there is none or it is malformed."""
+    try:
+        data = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}

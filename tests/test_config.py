@@ -1,0 +1,85 @@
+"""The one configuration that feeds every front end."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import get_args, get_type_hints
+
+import pytest
+
+from lib_ziplora.config import (
+    LoraInput,
+    MergeSettings,
+    setting_defaults,
+    setting_fields,
+    settings_from,
+)
+from lib_ziplora.errors import ConfigError
+
+
+def test_every_setting_has_label_help_and_a_default_that_it_accepts() -> None:
+    assert setting_fields().keys() == setting_defaults().keys()
+    for name, option in setting_fields().items():
+        assert option.label, name
+        assert option.help, name
+        assert settings_from({name: setting_defaults()[name]}) == MergeSettings()
+
+
+def test_choices_are_those_of_the_type() -> None:
+    types = get_type_hints(MergeSettings)
+    for name, option in setting_fields().items():
+        assert option.choices == tuple(get_args(types[name])), name
+
+
+def test_paper_values_are_the_defaults() -> None:
+    settings = MergeSettings()
+    assert (settings.steps, settings.learning_rate) == (100, 0.01)
+
+
+@pytest.mark.parametrize("name", [n for n, o in setting_fields().items() if o.minimum is not None])
+def test_values_outside_the_range_are_refused_by_name(name: str) -> None:
+    option = setting_fields()[name]
+    for value in (option.minimum - 1, option.maximum + 1):
+        with pytest.raises(ConfigError, match=name):
+            settings_from({name: value})
+    if isinstance(setting_defaults()[name], float):
+        for value in (math.nan, math.inf, "nan"):
+            with pytest.raises(ConfigError, match=name):
+                settings_from({name: value})
+
+
+@pytest.mark.parametrize("name", [n for n, o in setting_fields().items() if o.choices])
+def test_other_choices_are_refused_by_name(name: str) -> None:
+    with pytest.raises(ConfigError, match=name):
+        settings_from({name: "another"})
+
+
+def test_loosely_typed_values() -> None:
+    settings = settings_from({"steps": "50", "seed": 3.0, "learning_rate": "0.02", "width": 512.0})
+    assert (settings.steps, settings.seed, settings.learning_rate, settings.width) == (50, 3, 0.02, 512)
+    assert type(settings.steps) is int
+    for values in ({"steps": "fifty"}, {"steps": 1.5}, {"width": 1000}, {"steps": None}, {"seed": [1]}):
+        with pytest.raises(ConfigError, match=next(iter(values))):
+            settings_from(values)
+
+
+def test_unknown_settings_are_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match="stepz"):
+        settings_from({"stepz": 1})
+
+
+def test_settings_survive_a_round_trip_through_plain_data() -> None:
+    settings = MergeSettings(steps=7, objective="paper", negative_prompt="grey", width=512)
+    assert settings_from(dataclasses.asdict(settings)) == settings
+
+
+@pytest.mark.parametrize("weight", [0, math.nan, math.inf, 11, -11])
+def test_impossible_weights_are_refused(weight: float) -> None:
+    with pytest.raises(ConfigError, match="turtle"):
+        LoraInput("turtle", weight=weight)
+
+
+def test_a_lora_must_be_chosen() -> None:
+    with pytest.raises(ConfigError, match="No LoRA"):
+        LoraInput("")
