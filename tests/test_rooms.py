@@ -31,20 +31,20 @@ def inside(*names: str) -> tuple[str, ...]:
     return tuple(f"{PACKAGE}.{name}" for name in names)
 
 
-ANY_HOST = (*inside("denoiser", "errors", "hosts.names"), PROTOCOLS)
+ANY_HOST = (*inside("denoiser", "errors", "names"), PROTOCOLS)
 DIFFUSERS = ("torch", "safetensors", "diffusers", "huggingface_hub")
 ROOMS = {
     "errors": Room(()),
+    "names": Room(inside("errors")),
     "config": Room(inside("errors")),
     "denoiser": Room((), ("torch",)),
-    "lora": Room(inside("lora.", "errors"), ("torch", "safetensors", "numpy")),
+    "lora": Room(inside("lora.", "errors", "names"), ("torch", "safetensors", "numpy")),
     "merge": Room(inside("merge.", "lora.", "denoiser", "config", "errors"), ("torch",), inside("lora.file")),
     "job": Room(
         (*inside("job.", "lora.", "merge.", "denoiser", "config", "errors"), PROTOCOLS),
         ("torch", "numpy", "PIL"),
     ),
     "hosts": Room(inside("denoiser", "errors"), ("torch",)),
-    "hosts.names": Room(inside("errors")),
     "hosts.standalone": Room(ANY_HOST + inside("hosts._diffusers_model", "hosts._diffusers_text"), DIFFUSERS),
     "hosts._diffusers_model": Room(ANY_HOST, DIFFUSERS),
     "hosts._diffusers_text": Room(ANY_HOST, DIFFUSERS),
@@ -58,7 +58,7 @@ ROOMS = {
     "api": Room(
         (*inside("config", "job.", "errors"), PROTOCOLS), ("gradio", "fastapi", "pydantic", "starlette")
     ),
-    "overview": Room(inside("lora.", "errors")),
+    "overview": Room(inside("lora.", "errors", "names")),
     "cli": Room(
         (PROTOCOLS, *inside("cli.", "config", "job.", "errors", "overview", "hosts.standalone", "ui.serve")),
         ("tqdm",),

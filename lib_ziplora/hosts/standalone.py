@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from ..denoiser import Conditioning, Denoiser, TextDeltas
 from ..errors import HostError, LoraFileError, OutputError
+from ..names import validate_name
 from . import CheckpointInfo, InstalledLora, Progress, Session
 from . import _diffusers_model as model
 from . import _diffusers_text as text
-from .names import validate_name
 
 SUFFIX = ".safetensors"
 MODEL_SUFFIXES = (SUFFIX, ".ckpt", ".pt", ".pth", ".bin")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from .header import LoraHeader, inspect_header, require_sdxl, unsupported_reason
 from .metadata import merged_metadata, read_recipe
-from .naming import validate_output_name
 from .reading import read_lora
 from .writing import check_output, output_size, write_lora
 
@@ -18,6 +17,5 @@ __all__ = [
     "read_recipe",
     "require_sdxl",
     "unsupported_reason",
-    "validate_output_name",
     "write_lora",
 ]

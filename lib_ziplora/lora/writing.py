@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ..errors import LoraFileError, OutputError, UnsupportedLoraError
+from ..names import validate_name
 from .layer import LoraLayer
-from .naming import validate_output_name
 from .reading import read_lora
 from .serialize import (
     FORMATS,
@@ -53,7 +53,7 @@ def check_output(path: str | os.PathLike[str], overwrite: bool = False, size: in
     file = Path(path)
     if file.suffix != EXTENSION:
         raise OutputError(f"{file.name} must end in {EXTENSION}.")
-    validate_output_name(file.stem)
+    validate_name(file.stem)
     if not file.parent.is_dir():
         raise OutputError(f"The folder {file.parent} does not exist. Create it or choose another.")
     if file.is_dir():

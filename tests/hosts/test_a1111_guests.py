@@ -187,6 +187,18 @@ def test_sgms_own_checkpointing_is_off_inside() -> None:
         block.use_checkpoint = False
 
 
+def test_remarks_on_our_prompts_do_not_reach_the_next_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    hijack = webui.module("modules.sd_hijack").model_hijack
+    monkeypatch.setitem(webui.boot().opts.data, "emphasis", "No norm")
+    hijack.comments.append("of the last picture")
+    before = webui.surroundings()
+    with A1111Host().open() as session:
+        session.encode_prompts(["a (red:1.2) cat"], width=128, height=128, negative=False, deltas={})
+        assert "Emphasis" in hijack.extra_generation_params
+    assert webui.surroundings() == before
+    hijack.comments.clear()
+
+
 def test_the_schedule_follows_the_settings() -> None:
     opts = webui.boot().opts
     with A1111Host().open() as session:

@@ -8,8 +8,9 @@ from datetime import datetime, timezone
 import pytest
 
 from lib_ziplora.errors import OutputError
-from lib_ziplora.lora.file import merged_metadata, read_recipe, validate_output_name
+from lib_ziplora.lora.file import merged_metadata, read_recipe
 from lib_ziplora.lora.layer import Lora
+from lib_ziplora.names import validate_name
 
 from .files import K2, Q, layer, layers
 
@@ -67,7 +68,7 @@ def test_the_date_is_the_moment_of_the_merge():
     "name", ["cat", "cat_ink-v1.2 (final)+", "кот", "con-fusion", "a" * 120, "none of it", "é"]
 )
 def test_good_names(name):
-    validate_output_name(name)
+    validate_name(name)
 
 
 @pytest.mark.parametrize(
@@ -102,4 +103,4 @@ def test_good_names(name):
 )
 def test_bad_names_say_why(name, words):
     with pytest.raises(OutputError, match=words):
-        validate_output_name(name)
+        validate_name(name)

@@ -10,7 +10,7 @@ import pytest
 
 from lib_ziplora.config import setting_defaults, setting_fields
 from lib_ziplora.errors import ConfigError, OutOfMemoryError
-from lib_ziplora.hosts.names import validate_name
+from lib_ziplora.names import validate_name
 from lib_ziplora.ui.handlers import REMEMBERED_TASKS, Desk, request_from, suggested_name, value_names
 
 from .fake_host import EVIL, FakeEngine, FakeHost

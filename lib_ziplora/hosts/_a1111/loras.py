@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from ...errors import HostError, LoraFileError, OutputError
+from ...names import validate_name
 from .. import InstalledLora
-from ..names import validate_name
 
 SUFFIX = ".safetensors"
 EXTENSIONS = (".safetensors", ".pt", ".ckpt")

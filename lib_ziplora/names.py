@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from ..errors import OutputError
+from .errors import OutputError
 
 LONGEST = 120
 LONGEST_BYTES = 200
@@ -17,8 +17,11 @@ _ALLOWED = re.compile(r"[\w .()+-]+")
 _EXTENSIONS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
 
-def validate_output_name(name: str) -> None:
-    """Check the name of a file to be written: a stem without folder and extension.
+def validate_name(name: str) -> str:
+    """The name, unchanged, if it can be a LoRA's file stem and stand in a ``<lora:name:1>`` tag.
+
+    Args:
+        name: a stem, without folder and extension.
 
     Raises:
         OutputError: what is wrong with it and what to do.
@@ -26,6 +29,7 @@ def validate_output_name(name: str) -> None:
     reason = _objection(name)
     if reason:
         raise OutputError(f"{name!r} can't be the name of a LoRA: {reason}.")
+    return name
 
 
 def _objection(name: str) -> str:
