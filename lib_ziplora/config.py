@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 from .errors import ConfigError
 
-Method = Literal["ziplora", "direct"]
+Method = Literal["ziplora", "instant", "direct"]
+Start = Literal["ones", "closed-form"]
 Objective = Literal["relative", "paper"]
 TextEncoders = Literal["both", "subject", "style", "none"]
 Precision = Literal["fp16", "bf16", "fp32"]
@@ -46,8 +47,9 @@ class MergeSettings:
     method: Method = _option(
         "ziplora",
         "Method",
-        "ziplora learns one coefficient for every column; direct is the plain weighted sum",
-        choices=("ziplora", "direct"),
+        "ziplora learns one coefficient for every column; instant solves each layer by itself, in a moment; "
+        "direct is the plain weighted sum",
+        choices=("ziplora", "instant", "direct"),
     )
     steps: int = _option(100, "Updates", "Updates of the coefficients", minimum=1, maximum=1000, step=1)
     learning_rate: float = _option(
@@ -58,6 +60,13 @@ class MergeSettings:
         "Objective",
         "relative divides each error by its LoRA's own effect; paper is equation 5 to the letter",
         choices=("relative", "paper"),
+        advanced=True,
+    )
+    start: Start = _option(
+        "ones",
+        "Start",
+        "Where the coefficients start: at the plain sum, or at the closed form of the instant method",
+        choices=("ones", "closed-form"),
         advanced=True,
     )
     similarity_lambda: float = _option(
@@ -142,10 +151,50 @@ class MergeSettings:
         "dtype of the tensors in the merged file",
         choices=("fp16", "bf16", "fp32"),
     )
+    rank: str = _option(
+        "exact",
+        "Rank of the file",
+        "exact keeps all of both; a number, 64, is the highest rank of a layer; a fraction, 0.995, is the share "
+        "of each layer's energy that stays",
+        advanced=True,
+    )
+
+    @property
+    def updates(self) -> int:
+        """Updates of the loop: none but for the ziplora method."""
+        return self.steps if self.method == "ziplora" else 0
+
+    @property
+    def solves(self) -> bool:
+        """Whether the closed form is needed."""
+        return self.method == "instant" or (self.method == "ziplora" and self.start == "closed-form")
 
     def __post_init__(self) -> None:
+        parse_rank(self.rank)
         for name, option in setting_fields().items():
             _check(name, option, getattr(self, name))
+
+
+def parse_rank(text: str) -> int | float | None:
+    """What ``MergeSettings.rank`` asks for: None for exact, a highest rank, or a share of energy.
+
+    Raises:
+        ConfigError: none of these.
+    """
+    word = text.strip().lower()
+    if word == "exact":
+        return None
+    try:
+        number = float(word)
+        if 0 < number < 1:
+            return number
+        if number >= 1 and number == int(number):
+            return int(number)
+    except (ValueError, OverflowError):
+        pass
+    raise ConfigError(
+        f"rank must be exact, a whole number such as 64, or a fraction below 1 such as 0.995, not {text!r}."
+    )
 
 
 def setting_fields() -> dict[str, Option]:

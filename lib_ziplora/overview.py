@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from .lora.algebra import column_overlap, pair
 from .lora.file import read_lora
 from .lora.header import inspect_header
+from .lora.lowrank import total_error
 
 METADATA_WIDTH = 160
 
@@ -34,10 +36,14 @@ def describe_file(path: Path, *, layers: bool = False) -> dict[str, Any]:
         "metadata": dict(header.metadata),
     }
     if layers:
+        lora = read_lora(path)
         summary["layers"] = [
             {"name": layer.name, "rank": layer.rank, "alpha": layer.alpha, "shape": list(layer.weight_shape)}
-            for layer in read_lora(path).layers.values()
+            for layer in lora.layers.values()
         ]
+        summary["approximations"] = [asdict(item) for item in lora.approximations]
+        summary["approximation_error"] = total_error(lora.approximations)
+        summary["extras"] = list(lora.extras)
     return summary
 
 
@@ -74,9 +80,17 @@ def file_text(summary: dict[str, Any]) -> str:
     if summary["unknown"]:
         lines.append(f"  unknown   {len(summary['unknown'])} tensors, the first is {summary['unknown'][0]}")
     lines += [f"  metadata  {key} = {_short(value)}" for key, value in sorted(summary["metadata"].items())]
+    if summary.get("approximations"):
+        lines.append(
+            f"  converted {len(summary['approximations'])} layers to low rank, "
+            f"error {100 * summary['approximation_error']:.2f} % in all"
+        )
+    errors = {item["layer"]: item for item in summary.get("approximations", ())}
     for layer in summary.get("layers", ()):
-        shape = "x".join(map(str, layer["shape"]))
-        lines.append(f"  {layer['name']}  {shape}  rank {layer['rank']}  alpha {layer['alpha']:g}")
+        shape, made = "x".join(map(str, layer["shape"])), errors.get(layer["name"])
+        origin = f"  of {made['family']}, error {100 * made['error']:.2f} %" if made else ""
+        lines.append(f"  {layer['name']}  {shape}  rank {layer['rank']}  alpha {layer['alpha']:g}{origin}")
+    lines += [f"  {name}" for name in summary.get("extras", ())]
     return "\n".join(lines)
 
 

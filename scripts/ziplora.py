@@ -1,4 +1,4 @@
-"""The WebUI's way in: registers the tab. Everything else is in ``lib_ziplora``.
+"""The WebUI's way in: registers the tab and the API. Everything else is in ``lib_ziplora``.
 
 The package and all its parts are imported here, at load time: the WebUI takes the
 extension's folder off ``sys.path`` once its scripts have run.
@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from modules import script_callbacks
 
+from lib_ziplora import api
 from lib_ziplora.errors import HostError
 from lib_ziplora.hosts import detect
 from lib_ziplora.ui import tab
 from lib_ziplora.ui.handlers import Desk
 
 desks: list[Desk] = []
+queues: list[api.JobQueue] = []
 
 
 def on_ui_tabs() -> list[tuple[object, str, str]]:
@@ -26,10 +28,22 @@ def on_ui_tabs() -> list[tuple[object, str, str]]:
     return [(tab.build(host, desk), "ZipLoRA", "ziplora")]
 
 
+def on_app_started(_page: object, app: object) -> None:
+    try:
+        queue = api.add_webui_routes(app, detect())
+    except HostError:
+        return  # the tab says why
+    if queue is not None:
+        queues.append(queue)
+
+
 def on_script_unloaded() -> None:
     for desk in desks:
         desk.interrupt_running()
+    for queue in queues:
+        queue.stop()
 
 
 script_callbacks.on_ui_tabs(on_ui_tabs)
+script_callbacks.on_app_started(on_app_started)
 script_callbacks.on_script_unloaded(on_script_unloaded)

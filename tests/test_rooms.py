@@ -31,11 +31,12 @@ def inside(*names: str) -> tuple[str, ...]:
     return tuple(f"{PACKAGE}.{name}" for name in names)
 
 
-ANY_HOST = (*inside("denoiser", "errors", "names"), PROTOCOLS)
+ANY_HOST = (*inside("denoiser", "errors", "names", "origins"), PROTOCOLS)
 DIFFUSERS = ("torch", "safetensors", "diffusers", "huggingface_hub")
 ROOMS = {
     "errors": Room(()),
     "names": Room(inside("errors")),
+    "origins": Room(()),
     "config": Room(inside("errors")),
     "denoiser": Room((), ("torch",)),
     "lora": Room(inside("lora.", "errors", "names"), ("torch", "safetensors", "numpy")),
@@ -44,23 +45,28 @@ ROOMS = {
         (*inside("job.", "lora.", "merge.", "denoiser", "config", "errors"), PROTOCOLS),
         ("torch", "numpy", "PIL"),
     ),
-    "hosts": Room(inside("denoiser", "errors"), ("torch",)),
+    "hosts": Room(inside("denoiser", "errors", "origins"), ("torch",)),
     "hosts.standalone": Room(ANY_HOST + inside("hosts._diffusers_model", "hosts._diffusers_text"), DIFFUSERS),
     "hosts._diffusers_model": Room(ANY_HOST, DIFFUSERS),
     "hosts._diffusers_text": Room(ANY_HOST, DIFFUSERS),
     "hosts.a1111": Room(
-        (*ANY_HOST, *inside("hosts._a1111.")), ("torch", "modules", "networks", "sgm", "ldm")
+        (*ANY_HOST, *inside("hosts._a1111.")), ("torch", "modules", "networks", "sgm", "ldm", "fastapi")
     ),
     "hosts.forge": Room((*ANY_HOST, *inside("hosts._forge.")), ("torch", "modules", "networks", "backend")),
     "ui": Room(
-        (*inside("ui.", "config", "job.", "errors"), PROTOCOLS), ("gradio", "starlette", "matplotlib", "PIL")
+        (*inside("ui.", "config", "job.", "errors", "origins"), PROTOCOLS),
+        ("gradio", "starlette", "matplotlib", "PIL"),
     ),
     "api": Room(
-        (*inside("config", "job.", "errors"), PROTOCOLS), ("gradio", "fastapi", "pydantic", "starlette")
+        (*inside("api.", "config", "job.", "errors", "names", "origins", "overview"), PROTOCOLS),
+        ("fastapi", "pydantic", "starlette"),
     ),
     "overview": Room(inside("lora.", "errors", "names")),
     "cli": Room(
-        (PROTOCOLS, *inside("cli.", "config", "job.", "errors", "overview", "hosts.standalone", "ui.serve")),
+        (
+            PROTOCOLS,
+            *inside("cli.", "config", "job.", "errors", "overview", "hosts.standalone", "ui.serve", "api"),
+        ),
         ("tqdm",),
     ),
     "__main__": Room(inside("cli")),

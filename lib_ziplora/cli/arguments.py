@@ -95,6 +95,9 @@ def parser() -> argparse.ArgumentParser:
         "--host", default="127.0.0.1", help="network interface (default %(default)s: this machine only)"
     )
     page.add_argument("--port", type=int, help="default: the first free one from 7860 on")
+    page.add_argument(
+        "--api", action="store_true", help="answer the REST API too, at /ziplora/v1 (see docs/api.md)"
+    )
     page.add_argument("--open", action="store_true", help="open the page in the default browser")
     return top
 

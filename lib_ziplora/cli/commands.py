@@ -13,6 +13,7 @@ from ..hosts.standalone import StandaloneHost
 from .terminal import ProgressBar, ctrl_c_interrupts
 
 OK = 0
+STOPPING_SECONDS = 60.0
 
 
 def merge(args: argparse.Namespace) -> int:
@@ -59,21 +60,33 @@ def serve(args: argparse.Namespace) -> int:
     if args.checkpoint:
         host.check()
     try:
+        from .. import api
         from ..ui.serve import serve as serve_tab
     except ImportError as error:
         raise ConfigError(f"The page needs gradio ({error}): pip install gradio==3.41.2") from error
+    queues: list[api.JobQueue] = []
+
+    def ready(url: str) -> None:
+        print(f"The ZipLoRA tab is at {url}", flush=True)
+        if args.api:
+            print(f"The API is at {url.rstrip('/')}{api.PREFIX}", flush=True)
+
     try:
         serve_tab(
             host,
             address=args.host,
             port=args.port,
             open_browser=args.open,
-            on_ready=lambda url: print(f"The ZipLoRA tab is at {url}", flush=True),
+            on_ready=ready,
+            extend=(lambda app: queues.append(api.add_routes(app, host))) if args.api else None,
         )
     except OSError as error:
         raise ConfigError(
             f"Can't listen on {args.host}:{args.port or 7860} ({error}); choose another --port."
         ) from error
+    finally:
+        for queue in queues:
+            queue.stop(timeout=STOPPING_SECONDS)
     return OK
 
 

@@ -12,12 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from ..denoiser import Conditioning, Denoiser, TextDeltas
 from ..errors import HostError
+from ..origins import AllowedOrigins
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Progress:
     """One step of a run, as told to the host and to the front end.
 
     Attributes:
-        stage: ``reading``, ``encoding``, ``sampling``, ``optimising``, ``writing``, ``done``.
+        stage: ``reading``, ``encoding``, ``sampling``, ``solving``, ``optimising``, ``writing``, ``done``.
         step: steps finished over the whole run (all stages together).
         total: steps of the whole run.
         seconds_left: an estimate, or None while nothing is known.
@@ -140,9 +141,10 @@ class Host(Protocol):
         """The host's own queue lock, for callers that do not hold it already."""
         ...
 
-    def wrap_task(self, task: Callable[..., Sequence[Any]]) -> Callable[..., Sequence[Any]]:
-        """Make a click handler a queued GPU task of the host (its first argument is the
-        task id, its last result an HTML string)."""
+    def wrap_task(self, task: Callable[..., Sequence[Any]], outputs: int) -> Callable[..., Sequence[Any]]:
+        """Make a click handler a queued GPU task of the host: its first argument is the task
+        id, it returns ``outputs`` values, the last of them an HTML string. An exception that
+        the host turns into a message comes back as that many values too."""
         ...
 
     def report(self, progress: Progress) -> None:
@@ -167,6 +169,28 @@ class Host(Protocol):
 
     def refresh(self, path: Path) -> None:
         """Make a file that was just written known to the host."""
+        ...
+
+
+@dataclass(frozen=True)
+class ApiAccess:
+    """Who may use the REST API.
+
+    Attributes:
+        dependencies: FastAPI's ``Depends`` that every route asks first.
+        origins: other web pages that may use it.
+    """
+
+    dependencies: Sequence[Any] = ()
+    origins: AllowedOrigins = field(default_factory=AllowedOrigins)
+
+
+@runtime_checkable
+class ServesApi(Protocol):
+    """A host with a web application of its own, on which the REST API can be."""
+
+    def api_access(self) -> ApiAccess | None:
+        """Who may use the REST API; None when it is switched off."""
         ...
 
 

@@ -75,12 +75,25 @@ def denoiser_of(pipeline: Any) -> DiffusersDenoiser:
 
 
 def pick_device(device: str) -> torch.device:
-    """``auto`` is CUDA, then Apple's MPS, then the CPU."""
+    """``auto`` is CUDA, then Apple's MPS, then the CPU; HostError for one that isn't there."""
     if device != "auto":
-        return torch.device(device)
+        return _named_device(device)
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _named_device(device: str) -> torch.device:
+    try:
+        named = torch.device(device)
+    except RuntimeError as error:
+        raise HostError(f"There is no device {device!r}; give auto, cuda, cuda:1, mps or cpu.") from error
+    if named.type == "cuda" and (named.index or 0) >= torch.cuda.device_count():
+        raise HostError(
+            f"There is no CUDA device {named} here: this PyTorch sees {torch.cuda.device_count()} of them. "
+            "Give auto or cpu, or install a PyTorch that was built for the GPU."
+        )
+    return named
 
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
@@ -109,7 +122,7 @@ def check_checkpoint(path: Path) -> None:
 def _check_folder(path: Path) -> None:
     index = _read_json(path / "model_index.json")
     unet = _read_json(path / "unet" / "config.json")
-    has = [bool(index.get(part, [None])[0]) for part in ("text_encoder", "text_encoder_2")]
+    has = [index.get(part) not in (None, [None, None]) for part in ("text_encoder", "text_encoder_2")]
     _judge(
         path,
         text_encoders=(has[0], has[1]),
@@ -163,15 +176,17 @@ def _judge(path: Path, *, text_encoders: tuple[bool, bool], size_conditioning: b
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return data
+        data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise HostError(
             f"{path.parent} has no {path.name}: it is no diffusers checkpoint. "
             "Give the folder that holds model_index.json, or a .safetensors file."
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise HostError(f"{path} can't be read ({error}).") from error
+    if not isinstance(data, dict):
+        raise HostError(f"{path} is no diffusers configuration: it holds no JSON object.")
+    return data
 
 
 def unet_files(path: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,9 @@ from ..errors import IncompatibleError
 
 WINDOW = 75
 """Prompt tokens that fit between the two special tokens of one CLIP window."""
+
+TAG = re.compile(r"<\w+:[^>]+>")
+"""An extra network in a prompt, ``<lora:name:1>``."""
 
 
 def text_modules(encoders: Sequence[nn.Module]) -> dict[str, nn.Module]:
@@ -81,9 +85,11 @@ def encode(pipeline: Any, prompts: Sequence[str], *, width: int, height: int, ne
 
     ``context`` is (batch, 77 * windows, width of both encoders) and ``vector`` is the second
     encoder's pooled output, fp32, followed by the six size ids (height, width, 0, 0, height,
-    width). Prompts of more than 75 tokens take several windows, as in the WebUI. An empty
-    negative prompt is zeros where the checkpoint asks for it (``force_zeros_for_empty_prompt``).
+    width). Prompts of more than 75 tokens take several windows, as in the WebUI, and tags such
+    as ``<lora:name:1>`` are taken out. An empty negative prompt is zeros where the checkpoint
+    asks for it (``force_zeros_for_empty_prompt``).
     """
+    prompts = [TAG.sub("", prompt) for prompt in prompts]
     first = _windows(pipeline.tokenizer, prompts)
     second = _windows(pipeline.tokenizer_2, prompts)
     context_1, _ = _run(pipeline.text_encoder, first)

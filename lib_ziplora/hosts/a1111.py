@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..denoiser import Conditioning, TextDeltas
 from ..errors import HostError
-from . import CheckpointInfo, InstalledLora, Progress
-from ._a1111 import guard, loras, model, text
+from . import ApiAccess, CheckpointInfo, InstalledLora, Progress
+from ._a1111 import api, guard, loras, model, text
 
 SDXL_SIZE = 1024
 
@@ -129,12 +129,12 @@ class A1111Host:
                 shared.state.end()
                 shared.state.skipped = shared.state.interrupted = shared.state.stopping_generation = False
 
-    def wrap_task(self, task: Callable[..., Sequence[Any]]) -> Callable[..., Sequence[Any]]:
-        """A queued GPU task of the WebUI; its last result must be an HTML string."""
+    def wrap_task(self, task: Callable[..., Sequence[Any]], outputs: int) -> Callable[..., Sequence[Any]]:
+        """A queued GPU task of the WebUI; its last result must be an HTML string, an exception's message too."""
         from modules import call_queue
 
         wrapped: Callable[..., Sequence[Any]] = call_queue.wrap_gradio_gpu_call(
-            task, extra_outputs=[None, ""]
+            task, extra_outputs=[None] * (outputs - 1)
         )
         return wrapped
 
@@ -174,3 +174,7 @@ class A1111Host:
     def refresh(self, path: Path) -> None:
         """List the LoRAs anew and forget what a replaced file has left behind; under the lock."""
         loras.refresh(path, model.loaded())
+
+    def api_access(self) -> ApiAccess | None:
+        """Those who may use the WebUI's own API; None without --api."""
+        return api.access()

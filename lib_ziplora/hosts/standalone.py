@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -116,7 +117,7 @@ class StandaloneHost:
         """
         looks_like_path = any(mark in lora for mark in "/\\") or Path(lora).suffix in MODEL_SUFFIXES
         if looks_like_path and not self._strict:
-            if Path(lora).is_file():
+            if os.path.isfile(lora):
                 return Path(lora)
             if Path(lora).name != lora:
                 raise LoraFileError(f"There is no file {lora}; check the path.")
@@ -197,8 +198,8 @@ class StandaloneHost:
             self._finish.clear()
             yield
 
-    def wrap_task(self, task: Callable[..., Sequence[Any]]) -> Callable[..., Sequence[Any]]:
-        """The handler itself, one at a time."""
+    def wrap_task(self, task: Callable[..., Sequence[Any]], outputs: int) -> Callable[..., Sequence[Any]]:
+        """The handler itself, one at a time; its exceptions are the caller's."""
 
         def exclusive_task(*args: Any, **kwargs: Any) -> Sequence[Any]:
             with self.exclusive():
@@ -255,9 +256,9 @@ def _path_from(name: str) -> Path:
     path = Path(name)
     if path.suffix != SUFFIX:
         raise OutputError(f"The output {name} must end in {SUFFIX}.")
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise OutputError(f"The folder {path.parent} of the output does not exist; create it first.")
-    if path.is_dir():
+    if os.path.isdir(path):
         raise OutputError(f"The output {name} is a folder; give a file name that ends in {SUFFIX}.")
     return path
 
@@ -266,6 +267,6 @@ def _user_metadata(path: Path) -> Mapping[str, Any]:
     """The WebUI's ``<stem>.json`` beside a LoRA; empty when there is none or it is malformed."""
     try:
         data = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}

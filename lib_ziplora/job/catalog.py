@@ -99,6 +99,6 @@ def _top_tag(metadata: Mapping[str, str]) -> str:
         for tags in folders.values():
             for tag, count in tags.items():
                 counts[tag] = counts.get(tag, 0) + int(count)
-    except (ValueError, AttributeError, TypeError):
+    except (ValueError, AttributeError, TypeError, OverflowError, RecursionError):
         return ""
     return max(counts, key=lambda tag: counts[tag], default="")

@@ -33,7 +33,7 @@ def units_of(request: MergeRequest) -> int:
     return (
         READING_UNITS
         + 2 * (per_lora * sampling_units(settings) + evaluations)
-        + UPDATE_UNITS * settings.steps
+        + UPDATE_UNITS * settings.updates
     )
 
 

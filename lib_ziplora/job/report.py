@@ -18,7 +18,7 @@ class MergeReport:
     Attributes:
         output: the file that was written.
         name: its stem, as in ``<lora:name:1>``.
-        method: ``ziplora`` or ``direct``.
+        method: ``ziplora``, ``instant`` or ``direct``.
         steps: updates that were made.
         mean_travel: mean |m - 1| over all coefficients at the end.
         similarity_start: mean |m_c * m_s| before the first update (1: the plain sum).
@@ -30,6 +30,7 @@ class MergeReport:
         heldout_loss_end: the same with the learnt coefficients.
         common_layers: layers that both LoRAs have; ``subject_only``, ``style_only``: one of them.
         rank: the largest rank in the file.
+        rank_error: relative error of all layers together that a lower rank than ``exact`` has cost.
         skipped_steps: updates left out because a gradient was not finite.
         stopped_early: fewer updates than asked for.
         unknown: tensors of the inputs that belong to no layer we know, by file.
@@ -58,6 +59,7 @@ class MergeReport:
     loss_end: float | None = None
     heldout_loss_start: float | None = None
     heldout_loss_end: float | None = None
+    rank_error: float = 0.0
     skipped_steps: int = 0
     stopped_early: bool = False
     unknown: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -82,8 +84,8 @@ class Learnt:
     mean_travel: float
     similarity_start: float
     similarity_end: float
-    loss_start: float
-    loss_end: float
+    loss_start: float | None
+    loss_end: float | None
     heldout_loss_start: float
     heldout_loss_end: float
     skipped_steps: int

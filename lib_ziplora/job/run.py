@@ -15,19 +15,14 @@ from ..config import LoraInput, MergeRequest, MergeSettings
 from ..errors import ConfigError, IncompatibleError, OutOfMemoryError
 from ..hosts import Host, Progress
 from ..lora.algebra import Pairing, merge_layers, pair, scale
-from ..lora.file import (
-    check_output,
-    inspect_header,
-    merged_metadata,
-    read_lora,
-    require_sdxl,
-    write_lora,
-)
-from ..lora.layer import Lora, LoraLayer
+from ..lora.file import check_output, merged_metadata, read_lora, write_lora
+from ..lora.layer import Approximation, Lora, LoraLayer
 from .catalog import prompt_for
+from .layers import at_rank, converted_warning, extras_warnings, kept_extras, rank_error
 from .progress import Meter, units_of
 from .report import Learnt, MergeReport
 from .training import learn
+from .weights import check_readable, checkpoint_weights
 
 OnEvent = Callable[[Progress], None]
 
@@ -49,6 +44,11 @@ class _Inputs:
             for lora, chosen in ((self.subject, self.request.subject), (self.style, self.request.style))
         ]
 
+    def extras(self, layers: Mapping[str, LoraLayer]) -> dict[str, torch.Tensor]:
+        """The norm and bias differences that go into the file."""
+        chosen = (self.request.subject, self.request.style)
+        return kept_extras((self.subject, self.style), chosen, layers)
+
 
 def check(request: MergeRequest, host: Host) -> None:
     """Refuse in a moment what ``run`` would refuse: call it before queueing.
@@ -60,12 +60,12 @@ def check(request: MergeRequest, host: Host) -> None:
     _target(request, host)
     subject, style = host.resolve(request.subject.lora), host.resolve(request.style.lora)
     for path in (subject, style):
-        require_sdxl(inspect_header(path))
+        check_readable(path, host)
     if subject.resolve() == style.resolve():
         raise IncompatibleError(
             f"Subject and style are the same file, {subject.name}. Choose two different LoRAs."
         )
-    if request.settings.method == "ziplora":
+    if request.settings.method != "direct":
         for chosen in (request.subject, request.style):
             _with_prompt(chosen, host)
         host.check()
@@ -93,16 +93,17 @@ def run(request: MergeRequest, host: Host, on_event: OnEvent | None = None) -> M
     inputs = _read(request, host, meter)
     learnt: Learnt | None = None
     coefficients: Mapping[str, tuple[torch.Tensor | None, torch.Tensor | None]] = {}
-    if request.settings.method == "ziplora":
+    if request.settings.method != "direct":
         _require_common(inputs)
         with _memory_in_words(), host.open() as session:
             chosen = [_with_prompt(request.subject, host), _with_prompt(request.style, host)]
-            deltas = {name: layer.delta for name, layer in _text_layers(inputs).items()}
+            deltas = {name: layer.delta for name, layer in _text_layers(inputs)[0].items()}
             settings = _sized(request.settings, session.native_size)
             inputs = dataclasses.replace(inputs, request=dataclasses.replace(request, settings=settings))
             learnt, coefficients = learn(session, inputs.concepts(), chosen, deltas, settings, meter)
-    layers = _merged_layers(inputs, coefficients)
+    layers, lost = _merged_layers(inputs, coefficients)
     report = _report(inputs, host, layers, learnt)
+    report = dataclasses.replace(report, rank_error=rank_error(layers, lost))
     return _write(inputs, host, layers, report, meter, started)
 
 
@@ -116,9 +117,11 @@ def _target(request: MergeRequest, host: Host) -> Path:
 def _read(request: MergeRequest, host: Host, meter: Meter) -> _Inputs:
     path = _target(request, host)
     meter.enter("reading", f"Reading {Path(request.subject.lora).stem}")
-    subject = read_lora(host.resolve(request.subject.lora))
-    meter.advance(1, f"Reading {Path(request.style.lora).stem}")
-    style = read_lora(host.resolve(request.style.lora))
+    files = [host.resolve(request.subject.lora), host.resolve(request.style.lora)]
+    with _memory_in_words(), checkpoint_weights(files, host) as weights:
+        subject = read_lora(files[0], weights)
+        meter.advance(1, f"Reading {Path(request.style.lora).stem}")
+        style = read_lora(files[1], weights)
     if subject.sha256 == style.sha256:
         raise IncompatibleError(
             f"{subject.name} and {style.name} are the same file under two names. Choose two different LoRAs."
@@ -151,21 +154,25 @@ def _with_prompt(chosen: LoraInput, host: Host) -> LoraInput:
     return dataclasses.replace(chosen, prompt=prompt)
 
 
-def _text_layers(inputs: _Inputs) -> dict[str, LoraLayer]:
-    """The text-encoder layers of the file to be written."""
+def _text_layers(inputs: _Inputs) -> tuple[dict[str, LoraLayer], list[Approximation]]:
+    """The text-encoder layers of the file to be written, and what their rank has cost."""
     kept = inputs.request.settings.text_encoders
-    return merge_layers(
+    layers = merge_layers(
         inputs.subject.text_layers() if kept in ("both", "subject") else {},
         inputs.style.text_layers() if kept in ("both", "style") else {},
         inputs.request.subject.weight,
         inputs.request.style.weight,
     )
+    return at_rank(layers, inputs.request.settings.rank)
 
 
 def _merged_layers(
     inputs: _Inputs, coefficients: Mapping[str, tuple[torch.Tensor | None, torch.Tensor | None]]
-) -> dict[str, LoraLayer]:
-    """Every layer of the file: the UNet's by its coefficients, the text encoders' as chosen."""
+) -> tuple[dict[str, LoraLayer], list[Approximation]]:
+    """Every layer of the file: the UNet's by its coefficients, the text encoders' as chosen.
+
+    And the layers that their rank has cost something.
+    """
     unet = merge_layers(
         inputs.subject.unet_layers(),
         inputs.style.unet_layers(),
@@ -173,7 +180,9 @@ def _merged_layers(
         inputs.request.style.weight,
         coefficients,
     )
-    return {**unet, **_text_layers(inputs)}
+    smaller, lost = at_rank(unet, inputs.request.settings.rank)
+    text, text_lost = _text_layers(inputs)
+    return {**smaller, **text}, lost + text_lost
 
 
 def _report(
@@ -185,6 +194,9 @@ def _report(
         f"{name}: {len(keys)} tensors belong to no layer that SDXL has and were left out, the first is {keys[0]}."
         for name, keys in unknown.items()
     ]
+    loras = (inputs.subject, inputs.style)
+    warnings += [sentence for lora in loras if (sentence := converted_warning(lora))]
+    warnings += extras_warnings(loras, inputs.extras(layers))
     warnings += learnt.warnings() if learnt else []
     if not pairing.common:
         warnings.append("The two LoRAs have no layer in common: the file holds both side by side.")
@@ -218,7 +230,8 @@ def _write(
     lora = (inputs.subject, inputs.style)
     metadata = merged_metadata(report.name, layers, lora, _recipe(inputs, host, report))
     meter.stop_if_interrupted()
-    digest = write_lora(inputs.target, layers, metadata, request.settings.precision, request.overwrite)
+    precision, extras = request.settings.precision, inputs.extras(layers)
+    digest = write_lora(inputs.target, layers, metadata, precision, request.overwrite, extras)
     host.refresh(inputs.target)
     seconds = time.monotonic() - started
     meter.finish(f"Wrote {inputs.target.name} in {seconds:.0f} s")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,11 +14,12 @@ from ..config import LoraInput, MergeSettings
 from ..denoiser import Conditioning, Denoiser, TextDeltas
 from ..hosts import Session
 from ..lora.keys import canonical_modules
+from ..merge.analytic import TOKENS, Recording, recorded, solve
 from ..merge.coefficients import Concept, MergerCoefficients, mean_travel
 from ..merge.loss import similarity
 from ..merge.optimize import Outcome, Step, evaluate, optimize
 from ..merge.patch import attach, check_fit, static_factors
-from ..merge.samples import Samples, assemble, join, noised, predict_each, trajectory
+from ..merge.samples import Samples, assemble, noised, predict_each, trajectory
 from .images import load_images
 from .progress import UPDATE_UNITS, Meter, heldout_steps
 from .report import Learnt
@@ -24,8 +27,12 @@ from .report import Learnt
 Drawn = tuple[Tensor, Tensor, Tensor]
 """x_t, t and the LoRA's own predictions of a batch of samples."""
 
+Draw = Callable[[int, int, int], Drawn]
+"""(seed, trajectories, steps of each) -> samples of the LoRA that is attached."""
+
 VAE_FACTOR = 8
 HELDOUT_SEED = 1_000_003
+TRAJECTORY_SEED = 7919
 
 
 class WatchedDenoiser:
@@ -80,20 +87,35 @@ def learn(
     modules = canonical_modules(denoiser.unet)
     for layers, lora in zip(concepts, chosen, strict=True):
         check_fit(modules, layers, lora.lora)
-    teacher = _Teacher(session, denoiser, modules, settings, meter)
+    used = {name: modules[name] for layers in concepts for name in layers}
+    teacher = _Teacher(session, denoiser, used, settings, meter)
     conds, uncond = teacher.conditioning(chosen, text_deltas)
-    train: list[Samples] = []
-    heldout: list[Samples] = []
-    for index, (layers, lora) in enumerate(zip(concepts, chosen, strict=True)):
-        samples = teacher.samples(layers, lora, conds[index : index + 1], uncond, settings.seed + 2 * index)
-        train.append(samples[0])
-        heldout.append(samples[1])
-    plain = MergerCoefficients.ones(concepts, denoiser.device, denoiser.dtype)
-    before = _evaluate(denoiser, modules, plain, heldout, meter)
-    outcome = optimize(denoiser, modules, concepts, train, settings, _told(meter, settings))
-    meter.skip(UPDATE_UNITS * (settings.steps - len(outcome.steps)))
-    after = _evaluate(denoiser, modules, outcome.coefficients, heldout, meter)
-    return _figures(outcome, before, after), _by_layer(outcome.coefficients)
+    drawn = [
+        teacher.samples(layers, lora, conds[index : index + 1], uncond, settings.seed + 2 * index)
+        for index, (layers, lora) in enumerate(zip(concepts, chosen, strict=True))
+    ]
+    heldout = [samples.heldout for samples in drawn]
+    coefficients = MergerCoefficients.ones(concepts, denoiser.device, denoiser.dtype)
+    before = _evaluate(denoiser, used, coefficients, heldout, meter)
+    if settings.solves:
+        meter.enter("solving", "Solving every layer by itself")
+        solve(coefficients, [samples.recording for samples in drawn], on_layer=meter.stop_if_interrupted)
+    outcome = Outcome(coefficients)
+    if settings.updates:
+        train = [samples.train for samples in drawn]
+        outcome = optimize(denoiser, used, coefficients, train, settings, _told(meter, settings))
+        meter.skip(UPDATE_UNITS * (settings.updates - len(outcome.steps)))
+    after = _evaluate(denoiser, used, coefficients, heldout, meter)
+    return _figures(outcome, before, after), _by_layer(coefficients)
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """What one LoRA has drawn: to train on, to be kept out, and layer inputs for the closed form."""
+
+    train: Samples
+    heldout: Samples
+    recording: Recording
 
 
 class _Teacher:
@@ -126,52 +148,63 @@ class _Teacher:
     @torch.no_grad()
     def samples(
         self, layers: Concept, lora: LoraInput, cond: Conditioning, uncond: Conditioning | None, seed: int
-    ) -> tuple[Samples, Samples]:
+    ) -> _Drawn:
         """Samples to train on, and samples kept out of the training."""
         self.meter.enter("sampling", f"Drawing with {Path(lora.lora).stem}")
         device, dtype = self.denoiser.device, self.denoiser.dtype
+        draw = self._noised_images(lora, cond, seed) if lora.images else self._trajectories(cond, uncond)
         with attach(
             self.modules, {name: static_factors(layer, device, dtype) for name, layer in layers.items()}
         ):
-            drawn = self._from_images(lora, cond, seed) if lora.images else self._drawn(cond, uncond, seed)
-        parts = [
-            assemble(x_t, t, cond, target, predict_each(self.denoiser.predict, x_t, t, cond))
-            for x_t, t, target in drawn
-        ]
-        return join(parts[:-1]), parts[-1]
+            with self._recorded(seed) as recording:
+                train = draw(seed, self.settings.trajectories, self.settings.sampling_steps)
+            heldout = draw(seed + HELDOUT_SEED, 1, heldout_steps(self.settings))
+        return _Drawn(self._with_base(train, cond), self._with_base(heldout, cond), recording)
 
-    def _drawn(self, cond: Conditioning, uncond: Conditioning | None, seed: int) -> list[Drawn]:
-        """The LoRA's own trajectories; the last one, with another seed, is for the held-out samples."""
-        settings = self.settings
-        plan = [(seed + 7919 * number, settings.sampling_steps) for number in range(settings.trajectories)]
-        return [
-            trajectory(
-                self.denoiser,
-                self.denoiser.predict,
-                cond,
-                uncond,
-                shape=(settings.height // VAE_FACTOR, settings.width // VAE_FACTOR),
-                steps=steps,
-                guidance_scale=settings.guidance_scale,
-                generator=torch.Generator().manual_seed(number),
-            )
-            for number, steps in [*plan, (seed + HELDOUT_SEED, heldout_steps(settings))]
-        ]
+    def _recorded(self, seed: int) -> AbstractContextManager[Recording]:
+        if not self.settings.solves:
+            return nullcontext({})
+        return recorded(self.modules, TOKENS, torch.Generator().manual_seed(seed))
 
-    def _from_images(self, lora: LoraInput, cond: Conditioning, seed: int) -> list[Drawn]:
-        """The reference images with noise; the held-out samples have other noise."""
+    def _with_base(self, drawn: Drawn, cond: Conditioning) -> Samples:
+        """The samples with their scale: what the LoRA does to each of the base's predictions."""
+        x_t, t, target = drawn
+        return assemble(x_t, t, cond, target, predict_each(self.denoiser.predict, x_t, t, cond))
+
+    def _trajectories(self, cond: Conditioning, uncond: Conditioning | None) -> Draw:
+        """Draws the LoRA's own trajectories, each with a seed of its own."""
         settings = self.settings
-        images = load_images(lora.images, settings.width, settings.height)
+
+        def draw(seed: int, trajectories: int, steps: int) -> Drawn:
+            parts = [
+                trajectory(
+                    self.denoiser,
+                    self.denoiser.predict,
+                    cond,
+                    uncond,
+                    shape=(settings.height // VAE_FACTOR, settings.width // VAE_FACTOR),
+                    steps=steps,
+                    guidance_scale=settings.guidance_scale,
+                    generator=torch.Generator().manual_seed(seed + TRAJECTORY_SEED * number),
+                )
+                for number in range(trajectories)
+            ]
+            x_t, t, target = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+            return x_t, t, target
+
+        return draw
+
+    def _noised_images(self, lora: LoraInput, cond: Conditioning, seed: int) -> Draw:
+        """Draws noise over the reference images."""
+        images = load_images(lora.images, self.settings.width, self.settings.height)
         latents = self.session.encode_images(images, seed=seed)
-        plan = [
-            (seed, settings.sampling_steps * settings.trajectories),
-            (seed + HELDOUT_SEED, heldout_steps(settings)),
-        ]
-        drawn = []
-        for number, count in plan:
-            x_t, t = noised(self.denoiser, latents, count, torch.Generator().manual_seed(number))
-            drawn.append((x_t, t, predict_each(self.denoiser.predict, x_t, t, cond)))
-        return drawn
+
+        def draw(seed: int, trajectories: int, steps: int) -> Drawn:
+            generator = torch.Generator().manual_seed(seed)
+            x_t, t = noised(self.denoiser, latents, trajectories * steps, generator)
+            return x_t, t, predict_each(self.denoiser.predict, x_t, t, cond)
+
+        return draw
 
 
 def _evaluate(
@@ -206,18 +239,23 @@ def _told(meter: Meter, settings: MergeSettings) -> Callable[[Step], bool]:
 
 def _figures(outcome: Outcome, heldout_before: float, heldout_after: float) -> Learnt:
     first, last = outcome.steps[:10], outcome.steps[-10:]
+    shared = any(True for _ in outcome.coefficients.shared())
     return Learnt(
         steps=len(outcome.steps),
         mean_travel=mean_travel(outcome.coefficients.parameters()).item(),
-        similarity_start=outcome.steps[0].similarity,
+        similarity_start=1.0 if shared else 0.0,
         similarity_end=similarity(outcome.coefficients).item(),
-        loss_start=sum(sum(step.errors) for step in first) / len(first),
-        loss_end=sum(sum(step.errors) for step in last) / len(last),
+        loss_start=_mean_loss(first),
+        loss_end=_mean_loss(last),
         heldout_loss_start=heldout_before,
         heldout_loss_end=heldout_after,
         skipped_steps=outcome.skipped,
         stopped_early=outcome.stopped_early,
     )
+
+
+def _mean_loss(steps: Sequence[Step]) -> float | None:
+    return sum(sum(step.errors) for step in steps) / len(steps) if steps else None
 
 
 def _by_layer(coefficients: MergerCoefficients) -> dict[str, tuple[Tensor | None, Tensor | None]]:

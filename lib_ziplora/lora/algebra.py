@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import IncompatibleError
 from .layer import Lora, LoraLayer
+from .lowrank import factored_svd
 
 Coefficients = Mapping[str, "tuple[Tensor | None, Tensor | None]"]
 
@@ -119,6 +120,30 @@ def merge_layers(
     return merged
 
 
+def merge_extras(
+    subject: Mapping[str, Tensor],
+    style: Mapping[str, Tensor],
+    subject_weight: float = 1.0,
+    style_weight: float = 1.0,
+) -> dict[str, Tensor]:
+    """The weighted sums of what no low-rank layer holds (``Lora.extras``), fp32.
+
+    Raises:
+        IncompatibleError: a common one's shapes differ.
+    """
+    merged: dict[str, Tensor] = {}
+    for extras, weight in ((subject, subject_weight), (style, style_weight)):
+        for name, tensor in extras.items():
+            before = merged.get(name)
+            if before is not None and before.shape != tensor.shape:
+                raise IncompatibleError(
+                    f"{name} is {_size(before.shape)} in one LoRA but {_size(tensor.shape)} in the other. "
+                    "Choose LoRAs of the same base."
+                )
+            merged[name] = weight * tensor.float() + (0 if before is None else before)
+    return merged
+
+
 def singular_values(layer: LoraLayer) -> Tensor:
     """Singular values (min(rank, out, columns),) of the flattened delta weight, descending, fp32."""
     return _svd(layer)[1]
@@ -158,10 +183,7 @@ def column_overlap(a: LoraLayer, b: LoraLayer) -> float:
 
 def _svd(layer: LoraLayer) -> tuple[Tensor, Tensor, Tensor]:
     """Thin SVD (out, k), (k,), (k, columns) of the flattened delta weight, without forming it."""
-    basis_out, left = torch.linalg.qr(layer.up.float() * layer.scaling)
-    basis_in, right = torch.linalg.qr(layer.down.float().flatten(1).T)
-    u, values, v = torch.linalg.svd(left @ right.T, full_matrices=False)
-    return basis_out @ u, values, v @ basis_in.T
+    return factored_svd(layer.up.float() * layer.scaling, layer.down.flatten(1))
 
 
 def _size(shape: Sequence[int]) -> str:

@@ -99,7 +99,7 @@ def _sign(path: str) -> str:
 def _context_width(names: Mapping[str, TensorName], shapes: Mapping[str, Sequence[int]]) -> int:
     """Input width of cross-attention's keys and values, or 0 when the file has none."""
     for key, name in names.items():
-        if name.part == "down" and name.path.endswith(("_attn2_to_k", "_attn2_to_v")):
+        if name.part in ("down", "hada_w1_b") and name.path.endswith(("_attn2_to_k", "_attn2_to_v")):
             shape = shapes[key]
             if len(shape) >= 2:
                 return shape[1]

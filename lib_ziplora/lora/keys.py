@@ -17,7 +17,13 @@ from torch import Tensor, nn
 from .layouts import text_paths, unet_paths
 
 # Who wrote the name. The first that fits counts.
-LEADS = {"lora_": "kohya", "lycoris_": "lycoris", "base_model_model_": "peft", "": "diffusers"}
+LEADS = {
+    "lora_": "kohya",
+    "oft_": "kohya",
+    "lycoris_": "lycoris",
+    "base_model_model_": "peft",
+    "": "diffusers",
+}
 
 # Which model the rest of the name belongs to. The first that fits counts.
 SECTIONS = {
@@ -65,13 +71,23 @@ FAMILY_PARTS = {
     "w_norm": "norm",
     "b_norm": "norm",
     **{f"{p}.weight": "glora" for p in ("a1", "a2", "b1", "b2")},
-    **dict.fromkeys(("oft_blocks", "oft_diag", "oft_R.weight"), "oft"),
+    **dict.fromkeys(("oft_blocks", "oft_diag", "rescale"), "oft"),
+    "oft_R.weight": "peft-oft",
 }
 
 # Tensors of a module itself: a checkpoint, or (IA)3 beside its on_input.
 MODULE_PARTS = {"weight": "weight", "bias": "bias"}
 
 PARTS = {**LOW_RANK_PARTS, **FAMILY_PARTS, **MODULE_PARTS}
+
+# Tails that several trainers spell differently -> one part.
+PART_NAMES = {
+    **LOW_RANK_PARTS,
+    "lora_magnitude_vector.weight": "magnitude",
+    "lora_magnitude_vector": "magnitude",
+    "lora_B.bias": "up_bias",
+    "lora_up.bias": "up_bias",
+}
 
 # Parts that PEFT writes with an adapter's name inside: lora_A.default.weight.
 ADAPTER_PARTS = frozenset(("lora_A", "lora_B", "lora_magnitude_vector"))
@@ -89,8 +105,8 @@ class TensorName:
         section: ``unet``, ``te1``, ``te2`` or ``te`` (the only text encoder of an older model).
         path: the module's path as the file has it, with underscores.
         module: the canonical module name, or None when SDXL has no such module.
-        part: the tensor's place in its module, ``down``, ``up``, ``mid``, ``alpha``, ``scale``
-            or the tail of another family's name; None when no table has it.
+        part: the tensor's place in its module, as in ``PART_NAMES``, or the tail of another
+            family's name; None when no table has it.
         family: ``lora``, ``module``, one of the other families, or None.
     """
 
@@ -107,7 +123,7 @@ class ParsedKeys:
     """All tensor names of a file, sorted by module.
 
     Attributes:
-        modules: canonical module name -> {part: tensor name}, low-rank pairs only.
+        modules: canonical module name -> {part: tensor name}, of every family.
         dialect: the most frequent dialect among them.
         names: tensor name -> its pieces.
         families: other family -> first tensor name that shows it.
@@ -179,23 +195,24 @@ def parse_key(key: str) -> TensorName:
     dialect = LEADS[lead]
     if dialect == "kohya" and section == "unet" and path in unet_paths()[1]:
         dialect = "kohya-diffusers"
-    part = LOW_RANK_PARTS.get(tail, tail) if tail else None
+    part = PART_NAMES.get(tail, tail) if tail else None
     return TensorName(dialect, section, path, _canonical(section, path), part, _family(tail))
 
 
 def parse(keys: Iterable[str]) -> ParsedKeys:
     """Sort a file's tensor names by module, and say which are unknown or said twice."""
+    names = {key: parse_key(key) for key in keys}
+    scaled_inputs = {name.module for name in names.values() if name.part == "on_input"}
     modules: dict[str, dict[str, str]] = {}
     families: dict[str, str] = {}
     unknown: list[str] = []
     duplicates: list[tuple[str, str, str]] = []
     dialects: Counter[str] = Counter()
-    names: dict[str, TensorName] = {}
-    for key in keys:
-        name = names[key] = parse_key(key)
+    for key, name in names.items():
         if name.family not in ("lora", "module", None):
             families.setdefault(str(name.family), key)
-        if name.module is None or name.part is None or name.family != "lora":
+        stray = name.family == "module" and (name.part == "bias" or name.module not in scaled_inputs)
+        if name.module is None or name.part is None or stray:
             unknown.append(key)
             continue
         dialects[name.dialect] += 1000 if name.section == "unet" else 1

@@ -60,6 +60,25 @@ class LoraLayer:
 
 
 @dataclass(frozen=True)
+class Approximation:
+    """A layer that low-rank factors hold only nearly.
+
+    Attributes:
+        layer: canonical module name.
+        family: what it was made of, as in ``keys.FAMILY_PARTS``, or ``lora``.
+        rank: the rank it got.
+        error: relative, ||delta - factors|| / ||delta|| in the Frobenius norm.
+        norm: ||delta||.
+    """
+
+    layer: str
+    family: str
+    rank: int
+    error: float
+    norm: float
+
+
+@dataclass(frozen=True)
 class Lora:
     """A whole LoRA file in canonical form.
 
@@ -72,6 +91,9 @@ class Lora:
         unknown: tensor names that belong to no layer we know.
         sha256: of the whole file, lower-case hex, or "".
         base: the model family it was trained for, as in ``LoraHeader``.
+        approximations: the layers of other families than LoRA that were made low-rank.
+        extras: differences that no low-rank layer holds, by their name in kohya's files:
+            ``<module>.w_norm`` and ``.b_norm`` of norm layers, ``.diff_b`` of biases.
     """
 
     name: str
@@ -81,6 +103,8 @@ class Lora:
     unknown: tuple[str, ...] = ()
     sha256: str = ""
     base: str = "sdxl"
+    approximations: tuple[Approximation, ...] = ()
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
 
     def unet_layers(self) -> dict[str, LoraLayer]:
         return {name: layer for name, layer in self.layers.items() if name.startswith("lora_unet_")}

@@ -60,6 +60,10 @@ TEXT_ATTENTION = ("self_attn_q_proj", "self_attn_k_proj", "self_attn_v_proj", "s
 # The canonical path's end of a 1x1 convolution, which low-rank factors alone don't tell from a linear layer.
 POINTWISE_CONVOLUTION = "_skip_connection"
 
+# The canonical paths' ends of the 3x3 convolutions.
+CONVOLUTIONS = ("_in_layers_2", "_out_layers_3", "_0_op", "_2_conv", "unet_input_blocks_0_0", "unet_out_2")
+KERNEL = (3, 3)
+
 
 def _down_places() -> Iterator[tuple[str, str, dict[str, str]]]:
     for level in range(LEVELS):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from io import BufferedReader
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,20 +15,34 @@ from torch import Tensor
 from ..errors import LoraFileError
 from .adapters import adapter_alpha, adapter_config
 from .container import DTYPES, RawHeader, TensorEntry, read_header, unreadable
+from .converting import Weights, convert, is_plain, side_extras
 from .header import LoraHeader, describe, require_sdxl
-from .keys import parse
-from .layer import Lora, LoraLayer
+from .keys import LOW_RANK_PARTS, TensorName, parse
+from .layer import Approximation, Lora, LoraLayer
+from .lowrank import RankRule
+
+_PAIR = frozenset(LOW_RANK_PARTS.values())
 
 
-def read_lora(path: str | os.PathLike[str]) -> Lora:
+def read_lora(
+    path: str | os.PathLike[str], weights: Weights | None = None, rule: RankRule | None = None
+) -> Lora:
     """Read a LoRA of SDXL into canonical layers.
 
-    The file is read once into memory and closed; the factors keep their dtype (fp8 becomes
-    fp16, which holds it exactly) and share that memory.
+    The file is read once into memory and closed; the factors of LoRA and LoCon keep their dtype
+    (fp8 becomes fp16, which holds it exactly) and share that memory. Layers of other families
+    become low-rank layers in fp32, listed in ``approximations``; what no low-rank layer
+    holds, norms and biases, is in ``extras``.
+
+    Args:
+        path: the file.
+        weights: canonical module name -> the checkpoint's weight, which (IA)3, GLoRA, OFT and
+            DoRA need.
+        rule: the rank of layers of other families; 99.5 % of the energy by default.
 
     Raises:
         LoraFileError: not a whole, finite LoRA; the sentence names the file and the layer.
-        UnsupportedLoraError: for another base model, or of another family.
+        UnsupportedLoraError: for another base model, or of a family that can't be read (so).
     """
     file = Path(path)
     try:
@@ -36,24 +50,41 @@ def read_lora(path: str | os.PathLike[str]) -> Lora:
             raw = read_header(stream, file)
             parsed = parse(raw.tensors)
             header = describe(file, raw, parsed)
-            _refuse(header, parsed.duplicates)
+            _refuse(header, parsed.duplicates, weights is not None)
             data, sha256 = _read_data(stream, file, raw)
     except OSError as error:
         raise unreadable(file, error) from error
     config = adapter_config(raw.metadata)
-    layers = {}
+    layers: dict[str, LoraLayer] = {}
+    extras: dict[str, Tensor] = {}
+    approximations: list[Approximation] = []
     for name, keys in parsed.modules.items():
-        layer = _layer(file, name, {part: _tensor(data, raw.tensors[key]) for part, key in keys.items()})
-        if config and not keys.keys() & {"alpha", "scale"}:
-            alpha = adapter_alpha(config, parsed.names[keys["down"]], layer.rank)
-            layer = layer if alpha is None else replace(layer, alpha=alpha)
-        layers[name] = layer
-    return Lora(file.stem, layers, header.metadata, header.dialect, header.unknown, sha256, header.base)
+        parts = {part: _tensor(data, raw.tensors[key]) for part, key in keys.items()}
+        _add_header_alpha(parts, config, parsed.names[keys["down"]] if "down" in keys else None)
+        if is_plain(parts):
+            layers[name] = _layer(file, name, {p: t for p, t in parts.items() if p in _PAIR})
+            found = side_extras(file, name, parts, layers[name].out_features)
+        else:
+            converted = convert(file, name, parts, weights, rule or RankRule())
+            found = converted.extras
+            layers.update({name: converted.layer} if converted.layer else {})
+            approximations += [converted.approximation] if converted.approximation else []
+        extras.update({f"{name}.{part}": tensor for part, tensor in found.items()})
+    about = (header.metadata, header.dialect, header.unknown, sha256, header.base)
+    return Lora(file.stem, layers, *about, tuple(approximations), extras)
 
 
-def _refuse(header: LoraHeader, duplicates: tuple[tuple[str, str, str], ...]) -> None:
+def _add_header_alpha(parts: dict[str, Tensor], config: Mapping[str, Any], name: TensorName | None) -> None:
+    """The alpha that diffusers keeps in the header, as a tensor, where the module has none."""
+    if name is not None and config and not parts.keys() & {"alpha", "scale"} and parts["down"].ndim:
+        alpha = adapter_alpha(config, name, parts["down"].shape[0])
+        if alpha is not None:
+            parts["alpha"] = torch.tensor(alpha, dtype=torch.float64)
+
+
+def _refuse(header: LoraHeader, duplicates: tuple[tuple[str, str, str], ...], checkpoint: bool) -> None:
     """Everything that the header alone shows to be wrong."""
-    require_sdxl(header)
+    require_sdxl(header, checkpoint=checkpoint)
     for module, first, second in duplicates:
         raise LoraFileError(
             f"{header.path.name} has layer {module} twice, as {first} and as {second}. "

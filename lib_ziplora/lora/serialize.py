@@ -55,7 +55,9 @@ def complete_text_attention(layers: Mapping[str, LoraLayer]) -> dict[str, LoraLa
     return result
 
 
-def stored_tensors(layers: Mapping[str, LoraLayer], precision: str) -> dict[str, Tensor]:
+def stored_tensors(
+    layers: Mapping[str, LoraLayer], precision: str, extras: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
     """The file's tensors by name, in the file's order, on the CPU.
 
     Raises:
@@ -72,7 +74,12 @@ def stored_tensors(layers: Mapping[str, LoraLayer], precision: str) -> dict[str,
             up = up[:, :, None, None]
         factors[f"{name}.lora_down.weight"] = down
         factors[f"{name}.lora_up.weight"] = up
-    return {**alphas, **factors}
+    dtype = FORMATS[precision].dtype
+    others = {name: tensor.detach().cpu().to(dtype).contiguous() for name, tensor in (extras or {}).items()}
+    for name, tensor in others.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise OutputError(f"{name} has numbers that {precision} can't hold. Choose bf16 or fp32.")
+    return {**alphas, **factors, **others}
 
 
 def data_sha256(tensors: Mapping[str, Tensor]) -> str:

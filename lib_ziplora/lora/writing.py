@@ -78,6 +78,7 @@ def write_lora(
     metadata: Mapping[str, str] | None = None,
     precision: str = "fp16",
     overwrite: bool = False,
+    extras: Mapping[str, Tensor] | None = None,
 ) -> str:
     """Write layers as a kohya file that WebUI, Forge and ComfyUI load in full.
 
@@ -91,6 +92,7 @@ def write_lora(
         metadata: header strings.
         precision: ``fp16``, ``bf16`` or ``fp32``.
         overwrite: replace an existing file.
+        extras: what no low-rank layer holds, as in ``Lora.extras``.
 
     Returns:
         sha256 of the file, lower-case hex.
@@ -105,13 +107,13 @@ def write_lora(
         raise OutputError(f"There is no layer to write to {file.name}. Merge LoRAs that have some.")
     check_output(file, overwrite, output_size(layers, precision))
     complete = complete_text_attention(layers)
-    tensors = stored_tensors(complete, precision)
+    tensors = stored_tensors(complete, precision, extras)
     strings = _own_strings(file, tensors, metadata or {})
     try:
         with _temporary(file) as temporary:
             sha256 = _write(temporary, header_bytes(tensors, strings), tensors)
             del tensors
-            _verify(file, temporary, complete, precision, sha256)
+            _verify(file, temporary, (complete, extras or {}), precision, sha256)
             _publish(temporary, file, overwrite)
     except FileExistsError as error:
         raise _taken(file) from error
@@ -155,18 +157,28 @@ def _write(temporary: Path, header: bytes, tensors: Mapping[str, Tensor]) -> str
 
 
 def _verify(
-    file: Path, temporary: Path, intended: Mapping[str, LoraLayer], precision: str, sha256: str
+    file: Path,
+    temporary: Path,
+    whole: tuple[Mapping[str, LoraLayer], Mapping[str, Tensor]],
+    precision: str,
+    sha256: str,
 ) -> None:
     """Read the new file back and compare every delta weight with the intended one, on random inputs."""
     try:
         written = read_lora(temporary)
     except (LoraFileError, UnsupportedLoraError) as error:
         raise OutputError(f"{file.name} could not be read back, so it was not kept: {error}") from error
-    if written.sha256 != sha256 or written.unknown or set(written.layers) != set(intended):
+    intended, extras = whole
+    names = (set(written.layers), set(written.extras)) == (set(intended), set(extras))
+    if written.sha256 != sha256 or written.unknown or not names:
         raise OutputError(
             f"{file.name} was read back differently from what was written, so it was not kept. "
             "Check the disk and try again."
         )
+    for name, tensor in extras.items():
+        difference = (written.extras[name] - tensor.detach().cpu().float()).norm()
+        if difference > 2 * FORMATS[precision].roundoff * tensor.float().norm().cpu() + NEGLIGIBLE:
+            raise OutputError(f"{name} of {file.name} loses too much in {precision}. Choose bf16 or fp32.")
     generator = torch.Generator().manual_seed(0)
     for name, layer in intended.items():
         if not _same_delta(layer, written.layers[name], FORMATS[precision].roundoff, generator):

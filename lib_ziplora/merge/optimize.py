@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..config import MergeSettings
 from ..denoiser import Conditioning, Denoiser
 from ..errors import HostError, OutOfMemoryError
-from .coefficients import Concept, MergerCoefficients, mean_travel
+from .coefficients import MergerCoefficients, mean_travel
 from .loss import error, relative_error, similarity, similarity_term
 from .patch import attach, checkpointed
 from .samples import Samples
@@ -78,7 +78,7 @@ def plans(settings: MergeSettings, device: torch.device) -> list[Plan]:
 def optimize(
     denoiser: Denoiser,
     modules: Mapping[str, nn.Module],
-    concepts: Sequence[Concept],
+    coefficients: MergerCoefficients,
     samples: Sequence[Samples],
     settings: MergeSettings,
     on_step: Callable[[Step], bool],
@@ -88,7 +88,7 @@ def optimize(
     Args:
         denoiser: the frozen base, without any LoRA.
         modules: canonical name -> module of ``denoiser.unet``.
-        concepts: the LoRAs' UNet layers, user's weights included.
+        coefficients: where to start; changed in place.
         samples: each concept's samples with its teacher's outputs.
         settings: updates, rate, objective, similarity weight, seed.
         on_step: told of every update; False ends the loop, an exception aborts it.
@@ -96,7 +96,6 @@ def optimize(
     Raises:
         OutOfMemoryError: not even the most economical plan fits the device.
     """
-    coefficients = MergerCoefficients.ones(concepts, denoiser.device, denoiser.dtype)
     parameters = coefficients.parameters()
     adam = torch.optim.Adam(parameters, lr=settings.learning_rate)
     order = [_shuffled_rows(len(part), settings.seed + index) for index, part in enumerate(samples)]

@@ -7,7 +7,7 @@ outputs do not depend on the coefficients: each is computed once and kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -140,14 +140,3 @@ def assemble(x_t: Tensor, t: Tensor, cond: Conditioning, target: Tensor, base: T
     scale = effect(target, base)
     floor = scale.mean().clamp(min=torch.finfo(torch.float32).tiny) * 1e-3
     return Samples(x_t, t, cond.expand(len(t)), target, torch.maximum(scale, floor))
-
-
-def join(parts: Sequence[Samples]) -> Samples:
-    """Several batches as one."""
-    return Samples(
-        torch.cat([part.x_t for part in parts]),
-        torch.cat([part.t for part in parts]),
-        Conditioning.cat([part.cond for part in parts]),
-        torch.cat([part.target for part in parts]),
-        torch.cat([part.scale for part in parts]),
-    )

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from typing import Any
 
 import gradio as gr
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..hosts import Host
+from ..origins import AllowedOrigins, foreign_page, rebound_name
 from . import tab
 from .compat import accepted
 
@@ -26,15 +29,27 @@ POLICY = (
 
 
 class OwnOriginOnly:
-    """ASGI middleware: pages lose their scripts and links from other servers and may load none.
+    """ASGI middleware: pages lose their scripts and links from other servers and may load none,
+    and pages of other servers can't use this one.
 
-    gradio's page names a font server and a script of a content network; neither is needed.
+    gradio's page names a font server and a script of a content network; neither is needed. Its
+    server answers every page's requests and accepts every page's web sockets.
+
+    Args:
+        app: the application behind it.
+        address: the name or number that the server listens on.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, address: str = "127.0.0.1") -> None:
         self.app = app
+        self.address = address
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] in ("http", "websocket"):
+            headers = Headers(scope=scope)
+            if foreign_page(headers, AllowedOrigins()) or rebound_name(headers, self.address):
+                await _refuse(scope, receive, send)
+                return
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -53,6 +68,14 @@ class OwnOriginOnly:
                     await _send_page(start, REMOTE_ELEMENTS.sub(b"", bytes(body)), send)
 
         await self.app(scope, receive, filtered)
+
+
+async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1008})
+        return
+    refusal = JSONResponse({"detail": "Pages of other servers may not use this one."}, status_code=403)
+    await refusal(scope, receive, send)
 
 
 def _is_html(message: Message) -> bool:
@@ -74,6 +97,7 @@ def serve(
     port: int | None = None,
     open_browser: bool = False,
     on_ready: Callable[[str], None] | None = None,
+    extend: Callable[[Any], None] | None = None,
 ) -> None:
     """Serve the tab until the process is interrupted.
 
@@ -83,6 +107,7 @@ def serve(
         port: None takes the first free one from 7860 on.
         open_browser: open the page in the default browser.
         on_ready: told the page's address; without it gradio prints its own lines.
+        extend: told the FastAPI application, to put more routes on it.
 
     Raises:
         OSError: the port is taken.
@@ -90,7 +115,7 @@ def serve(
     _skip_proxies_for(address)
     page = tab.build(host)
     page.queue(**accepted(page.queue, concurrency_count=8, default_concurrency_limit=8, api_open=False))
-    _, url, _ = page.launch(
+    app, url, _ = page.launch(
         server_name=address,
         server_port=port,
         inbrowser=open_browser,
@@ -98,9 +123,11 @@ def serve(
         quiet=on_ready is not None,
         prevent_thread_lock=True,
         show_api=False,
-        app_kwargs={"middleware": [Middleware(OwnOriginOnly)]},
+        app_kwargs={"middleware": [Middleware(OwnOriginOnly, address=address)]},
         **accepted(gr.Blocks.launch, ssr_mode=False, enable_monitoring=False),
     )
+    if extend is not None:
+        extend(app)
     if on_ready is not None:
         on_ready(url)
     page.block_thread()

@@ -218,7 +218,7 @@ def _merge_events(host: Host, desk: Desk, controls: Controls) -> None:
     values = [controls[name] for name in value_names()]
     shown = [controls[name] for name in ("result", "tag", "tag_panel", "note", "log")]
     ticket = controls["ticket"]
-    wrapped = host.wrap_task(lambda ticket, *values: _show(desk.work(ticket, values)))
+    wrapped = host.wrap_task(lambda ticket, *values: _show(desk.work(ticket, values)), len(shown))
 
     def prepare(*values: Any) -> list[Any]:
         made, refused = desk.prepare(values)

@@ -7,75 +7,14 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, expect
 
 from lib_ziplora.lora.file import inspect_header
 
 from .conftest import Server
+from .pages import MERGE_MS, STYLE, SUBJECT, Tab
 
 pytestmark = pytest.mark.browser
-
-SUBJECT, STYLE = "minixl_subject_turtle", "minixl_style_fluent-emoji"
-MERGE_MS = 240_000
-BAR_STATE = "document.querySelector('#ziplora_bar [role=progressbar]')?.getAttribute('aria-valuenow') ?? null"
-
-
-class Tab:
-    """What a user does on the page."""
-
-    def __init__(self, page: Page) -> None:
-        self.page = page
-
-    def pick(self, side: str, name: str) -> None:
-        box = self.page.locator(f"#ziplora_{side} input")
-        box.click()
-        box.fill(name)
-        self.page.locator(f"#ziplora_{side} li, ul.options li").filter(has_text=name).first.click()
-        expect(self.page.locator(f"#ziplora_{side}_facts .ziplora-facts").first).to_contain_text("rank")
-
-    def set_number(self, name: str, value: int) -> None:
-        box = self.page.locator(f"#ziplora_{name} input[type=number]")
-        box.fill(str(value))
-        box.press("Tab")
-
-    def prepare(self, output: str, updates: int, subject: str = SUBJECT, style: str = STYLE) -> None:
-        self.pick("subject", subject)
-        self.pick("style", style)
-        self.text("output").fill(output)
-        self.set_number("steps", updates)
-        self.set_number("width", 128)
-        self.set_number("height", 128)
-        if not self.page.locator("#ziplora_sampling_steps").is_visible():
-            self.page.locator("#ziplora_advanced").get_by_text("Advanced settings").click()
-        self.set_number("sampling_steps", 4)
-
-    def text(self, name: str) -> object:
-        return self.page.locator(f"#ziplora_{name} textarea, #ziplora_{name} input").first
-
-    def press(self, name: str) -> None:
-        self.page.locator(f"#ziplora_{name}").click()
-
-    def bar_values(self, enough: int) -> list[float]:
-        """Different values that the bar shows, until there are enough or the bar is gone."""
-        values: list[float] = []
-        for _ in range(600):
-            value = self.page.evaluate(BAR_STATE)
-            if value is not None and float(value) not in values:
-                values.append(float(value))
-            if len(values) >= enough or (values and value is None):
-                break
-            self.page.wait_for_timeout(100)
-        return values
-
-    def outcome(self, kind: str) -> object:
-        box = self.page.locator(f"#ziplora_result [data-outcome={kind}]").first
-        expect(box).to_be_visible(timeout=MERGE_MS)
-        return box
-
-    def idle(self) -> None:
-        expect(self.page.locator("#ziplora_generate")).to_be_visible()
-        expect(self.page.locator("#ziplora_interrupt")).to_be_hidden()
-        expect(self.page.locator("#ziplora_skip")).to_be_hidden()
 
 
 @pytest.fixture

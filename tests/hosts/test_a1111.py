@@ -235,12 +235,13 @@ def test_a_wrapped_task_is_a_task_of_the_webui(host: A1111Host) -> None:
             raise RuntimeError("<broken>")
         return ["tag", None, "<p>done</p>"]
 
-    wrapped = host.wrap_task(task)
+    wrapped = host.wrap_task(task, 3)
     results = wrapped("task(ziplora-1)", False)
     assert (
         results[:2] == ("tag", None) and results[-1].startswith("<p>done</p>") and "Time taken" in results[-1]
     )
     assert seen == {"current": "task(ziplora-1)", "job": "task(ziplora-1)", "grad": True, "locked": True}
     assert "task(ziplora-1)" in progress.finished_tasks and not host.interrupted()
-    assert "&lt;broken&gt;" in wrapped("task(ziplora-2)", True)[-1]
+    failed = wrapped("task(ziplora-2)", True)
+    assert failed[:2] == (None, None) and len(failed) == 3 and "&lt;broken&gt;" in failed[-1]
     assert not host.interrupted() and "task(ziplora-2)" in progress.finished_tasks

@@ -287,7 +287,7 @@ def test_tasks_run_one_at_a_time(lora_dirs: tuple[Path, Path]) -> None:
         order.append(f"{label} out")
         return [label]
 
-    task = host.wrap_task(slow)
+    task = host.wrap_task(slow, 1)
     threads = [threading.Thread(target=task, args=(label,)) for label in ("first", "second")]
     threads[0].start()
     assert entered.wait(10)

@@ -171,7 +171,7 @@ class PicoHost:
     def exclusive(self) -> Any:
         return nullcontext()
 
-    def wrap_task(self, task: Any) -> Any:
+    def wrap_task(self, task: Any, outputs: int) -> Any:
         return task
 
     def report(self, progress: Progress) -> None:

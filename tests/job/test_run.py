@@ -323,3 +323,22 @@ def test_without_a_size_the_samples_have_the_checkpoints_own(host):
     assert (report.settings.width, report.settings.height) == (host.native_size, 64)
     recipe = read_recipe(read_lora(host.folder / "dog_ink.safetensors").metadata)
     assert recipe["settings"]["width"] == host.native_size
+
+
+def test_the_instant_method_solves_without_a_backward_pass(host, monkeypatch):
+    def no_backward(*args, **kwargs):
+        raise AssertionError("the instant method must not differentiate")
+
+    monkeypatch.setattr(torch.Tensor, "backward", no_backward)
+    report = job.run(request(method="instant"), host)
+    assert report.steps == 0 and report.loss_end is None and report.checkpoint == "pico"
+    assert report.mean_travel > 0.05 and report.heldout_loss_end < report.heldout_loss_start
+    assert not any(module._forward_pre_hooks for module in host.unet.modules())
+
+
+def test_a_short_loop_from_the_closed_form_is_better_than_either_alone(host):
+    alone = job.run(request(method="instant", output="a"), host)
+    short = job.run(request(steps=6, output="b"), host)
+    both = job.run(request(steps=6, start="closed-form", output="c"), host)
+    assert both.steps == 6
+    assert both.heldout_loss_end < min(alone.heldout_loss_end, short.heldout_loss_end)

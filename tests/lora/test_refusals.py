@@ -132,17 +132,21 @@ def test_files_without_a_lora_say_what_they_are(tmp_path, keys, words):
 @pytest.mark.parametrize(
     ("tails", "words"),
     [
-        ({"hada_w1_a": (2, 2), "hada_w1_b": (2, 2)}, "LoHa"),
-        ({"lokr_w1": (2, 2), "lokr_w2": (2, 2)}, "LoKr"),
         ({"weight": (2,), "on_input": ()}, r"\(IA\)3"),
-        ({"diff": (2, 2)}, "full difference"),
         ({"oft_blocks": (2, 2, 2)}, "OFT"),
+        ({f"{n}.weight": (2, 2) for n in ("a1", "a2", "b1", "b2")}, "GLoRA"),
         ({"lora_down.weight": (1, 2), "lora_up.weight": (2, 1), "dora_scale": (1, 2)}, "DoRA"),
     ],
 )
-def test_other_families_are_refused_by_name_and_layer(tmp_path, tails, words):
+def test_families_that_need_the_checkpoint_are_refused_by_name_and_layer(tmp_path, tails, words):
     file = save(
         tmp_path / "a.safetensors", {f"{Q}.{tail}": torch.zeros(shape) for tail, shape in tails.items()}
     )
-    with pytest.raises(UnsupportedLoraError, match=f"a.safetensors .*{words}.*{Q}"):
+    with pytest.raises(UnsupportedLoraError, match=f"a.safetensors .*{words}.*{Q}.*--checkpoint"):
         read_lora(file)
+
+
+def test_oft_of_peft_is_refused_whatever_is_there(tmp_path):
+    file = save(tmp_path / "a.safetensors", {f"{Q}.oft_R.weight": torch.zeros(2, 6)})
+    with pytest.raises(UnsupportedLoraError, match=f"PEFT's OFT .*{Q}"):
+        read_lora(file, weights=lambda name: torch.zeros(2, 2))

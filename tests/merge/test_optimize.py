@@ -42,7 +42,8 @@ def world(strength: float = 1.5, count: int = 12):
 
 
 def run(denoiser, concepts, train, settings=SETTINGS, on_step=lambda step: True):
-    return loop.optimize(denoiser, denoiser.modules(), concepts, train, settings, on_step)
+    coefficients = MergerCoefficients.ones(concepts)
+    return loop.optimize(denoiser, denoiser.modules(), coefficients, train, settings, on_step)
 
 
 def first_gradients(settings, plan):

@@ -23,6 +23,7 @@ class FakeHost:
     def __init__(self, names: Sequence[str] = ("cat", "ink", "old")) -> None:
         self.cards: dict[str, Mapping[str, Any]] = {name: {"activation text": f"a {name}"} for name in names}
         self.lock = threading.Lock()
+        self.wrapped_outputs: list[int] = []
         self.stop, self.finish = threading.Event(), threading.Event()
 
     def loras(self) -> Sequence[InstalledLora]:
@@ -48,7 +49,9 @@ class FakeHost:
     def exclusive(self) -> Any:
         return self.lock
 
-    def wrap_task(self, task: Callable[..., Sequence[Any]]) -> Callable[..., Sequence[Any]]:
+    def wrap_task(self, task: Callable[..., Sequence[Any]], outputs: int) -> Callable[..., Sequence[Any]]:
+        self.wrapped_outputs.append(outputs)
+
         def wrapped(*arguments: Any) -> Sequence[Any]:
             with self.lock:
                 self.stop.clear()

@@ -24,7 +24,7 @@ def callbacks(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Callable[..
     """A stand-in for ``modules.script_callbacks`` that records what is registered."""
     registered: dict[str, Callable[..., Any]] = {}
     recorder = types.ModuleType("modules.script_callbacks")
-    for name in ("on_ui_tabs", "on_script_unloaded"):
+    for name in ("on_ui_tabs", "on_app_started", "on_script_unloaded"):
         setattr(recorder, name, lambda function, name=name: registered.__setitem__(name, function))
     package = types.ModuleType("modules")
     package.script_callbacks = recorder  # type: ignore[attr-defined]

@@ -79,6 +79,14 @@ def test_a_merge_sends_the_values_in_the_handlers_order(page: Any) -> None:
     assert any(inputs[1:] == wanted for inputs in sent)
 
 
+def test_the_host_knows_how_many_values_a_merge_gives_back() -> None:
+    """It puts an exception's message into as many, so that the page can show it."""
+    host = FakeHost()
+    page = tab.build(host)
+    merges = [d for d in page.config["dependencies"] if "submit_ziplora(" in str(d["js"])]
+    assert [len(d["outputs"]) for d in merges if "window.submit_ziplora" not in d["js"]] == host.wrapped_outputs
+
+
 def test_prefilled_boxes_follow_the_pick_until_the_user_types() -> None:
     assert tab._prefilled("", "", "a cat") == ["a cat", "a cat"]
     assert tab._prefilled("a cat", "a cat", "a dog") == ["a dog", "a dog"]

@@ -1,0 +1,159 @@
+"""Whole merges of LoKr, (IA)3, DoRA, norms and biases, and the rank of the file, on a pico host."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lib_ziplora import job
+from lib_ziplora.config import LoraInput, MergeRequest, MergeSettings, parse_rank
+from lib_ziplora.errors import ConfigError, UnsupportedLoraError
+from lib_ziplora.lora.file import read_lora
+
+from .pico_host import TEXT_LAYER, WIDTH, PicoHost, module_names, write_kohya
+
+Q = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q"
+NORM = "lora_unet_input_blocks_4_1_transformer_blocks_0_norm1"
+TEXT_NORM = "lora_te1_text_model_encoder_layers_0_layer_norm1"
+
+
+@pytest.fixture()
+def host(tmp_path):
+    shapes = {**module_names(), TEXT_LAYER: (6, 6)}
+    write_kohya(tmp_path / "dog.safetensors", shapes, rank=2, seed=1)
+    write_kohya(tmp_path / "ink.safetensors", shapes, rank=3, alpha=3.0, seed=2)
+    return PicoHost(tmp_path)
+
+
+def request(subject="dog", style="ink", weight=(1.0, 1.0), output="merged", **settings):
+    base = MergeSettings(
+        method="direct", precision="fp32", steps=2, width=64, height=64, sampling_steps=2, trajectories=2
+    )
+    return MergeRequest(
+        LoraInput(subject, "a dog", weight[0]),
+        LoraInput(style, "a cat", weight[1]),
+        output,
+        settings=dataclasses.replace(base, **settings),
+    )
+
+
+def add(host, name, content, base="dog"):
+    """A LoRA file with a module's tensors replaced."""
+    tensors = load_file(host.folder / f"{base}.safetensors")
+    owners = {key.partition(".")[0] for key in content}
+    tensors = {key: value for key, value in tensors.items() if key.partition(".")[0] not in owners}
+    save_file({**tensors, **content}, host.folder / f"{name}.safetensors")
+
+
+def weight_of(host):
+    return host.unet.get_submodule("input_blocks.4.1.transformer_blocks.0.attn1.to_q").weight
+
+
+def merged(host):
+    return read_lora(host.folder / "merged.safetensors")
+
+
+def test_lokr_is_merged_and_the_report_says_what_it_became(host):
+    first, second = torch.randn(2, 2), torch.randn(4, 4)
+    add(host, "kron", {f"{Q}.lokr_w1": first, f"{Q}.lokr_w2": second})
+    report = job.run(request("kron", weight=(0.5, 1.0)), host)
+    (sentence,) = [s for s in report.warnings if "LoKr" in s]
+    assert sentence.startswith("kron: 1 layers of LoKr became low-rank layers of rank") and Q in sentence
+    expected = 0.5 * torch.kron(first, second) + read_lora(host.folder / "ink.safetensors").layers[Q].delta()
+    difference = (merged(host).layers[Q].delta() - expected).norm()
+    assert difference <= 0.5 * torch.kron(first, second).norm() * 0.005**0.5 + 1e-4
+    assert host.opened == 0 and host.forwards == 0
+
+
+@pytest.mark.parametrize("method", ["direct", "ziplora"])
+def test_a_family_that_needs_the_checkpoint_reads_its_weights_from_the_host(host, method):
+    factors = torch.rand(WIDTH)
+    add(host, "ia3", {f"{Q}.weight": factors, f"{Q}.on_input": torch.tensor(1)})
+    before = weight_of(host).clone()
+    job.run(request("ia3", method=method), host)
+    assert weight_of(host).equal(before) and host.opened == 0
+    if method == "direct":
+        style = read_lora(host.folder / "ink.safetensors").layers[Q].delta()
+        ours, dense = merged(host).layers[Q].delta() - style, before * factors
+        assert (ours - dense).norm() <= dense.norm() * 0.005**0.5 + 1e-4
+
+
+def test_without_a_checkpoint_the_family_and_the_layer_are_named(host):
+    down, up = torch.randn(2, WIDTH), torch.randn(WIDTH, 2)
+    add(
+        host,
+        "dora",
+        {
+            f"{Q}.lora_down.weight": down,
+            f"{Q}.lora_up.weight": up,
+            f"{Q}.dora_scale": torch.ones(1, WIDTH),
+        },
+    )
+    host.refusal = "no model"
+    with pytest.raises(UnsupportedLoraError, match=f"dora.safetensors .*DoRA.*{Q}.*--checkpoint"):
+        job.check(request("dora"), host)
+    assert not (host.folder / "merged.safetensors").exists()
+    host.refusal = ""
+    job.run(request("dora"), host)
+
+
+def test_norms_and_biases_are_carried_through_at_their_weights(host):
+    one = {f"{NORM}.w_norm": torch.randn(WIDTH), f"{NORM}.b_norm": torch.randn(WIDTH)}
+    bias = {f"{Q}.diff": torch.randn(WIDTH, WIDTH), f"{Q}.diff_b": torch.randn(WIDTH)}
+    text = {f"{TEXT_NORM}.w_norm": torch.randn(6), f"{TEXT_NORM}.b_norm": torch.randn(6)}
+    two = {key: torch.randn(WIDTH) for key in one}
+    add(host, "a", {**one, **bias, **text})
+    add(host, "b", two, base="ink")
+    report = job.run(request("a", "b", weight=(0.7, 0.4)), host)
+    extras = merged(host).extras
+    assert set(extras) == {*one, f"{Q}.diff_b"}
+    for key in one:
+        torch.testing.assert_close(extras[key], 0.7 * one[key] + 0.4 * two[key])
+    torch.testing.assert_close(extras[f"{Q}.diff_b"], 0.7 * bias[f"{Q}.diff_b"])
+    told = " ".join(report.warnings)
+    assert f"2 differences of norms or biases were left out, the first is {TEXT_NORM}" in told
+    assert "Automatic1111 does not" in told and "the optimisation did not see them" in told
+
+
+@pytest.mark.parametrize(("rank", "most"), [("exact", 5), ("2", 2), ("0.9", 5), ("0.2", 3)])
+def test_the_rank_of_the_file(host, rank, most):
+    report = job.run(request(rank=rank), host)
+    subject, style = read_lora(host.folder / "dog.safetensors"), read_lora(host.folder / "ink.safetensors")
+    total = lost = 0.0
+    for name, layer in merged(host).layers.items():
+        exact = subject.layers[name].delta() + style.layers[name].delta()
+        error, norm = float((layer.delta() - exact).norm()), float(exact.norm())
+        total, lost = total + norm**2, lost + error**2
+        assert layer.rank <= most
+        if rank.startswith("0"):
+            assert error**2 <= (1 - float(rank)) * norm**2 + 1e-6
+    assert report.rank <= most
+    assert report.rank_error == pytest.approx((lost / total) ** 0.5, rel=1e-2, abs=1e-6)
+    json.dumps(report.to_json())
+
+
+def test_the_conditioning_of_the_optimisation_is_that_of_the_file(host):
+    job.run(request(method="ziplora", rank="1"), host)
+    written = merged(host).layers[TEXT_LAYER]
+    assert written.rank == 1
+    seen = host.encoded[0][2][TEXT_LAYER]
+    torch.testing.assert_close(seen, written.delta(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("exact", None), (" Exact ", None), ("64", 64), ("1", 1), ("8.0", 8), ("0.995", 0.995)],
+)
+def test_what_the_rank_setting_means(text, value):
+    assert parse_rank(text) == value
+    MergeSettings(rank=text)
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "1.5", "all", "nan", "inf", "1e999"])
+def test_ranks_that_mean_nothing_are_refused(text):
+    with pytest.raises(ConfigError, match=r"rank must be exact, a whole number"):
+        MergeSettings(rank=text)

@@ -1,0 +1,90 @@
+"""The WebUI's own LoRA classes, loaded from the folder in ``ZIPLORA_WEBUI`` without starting it."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import sys
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor, nn
+
+FOLDER = Path(os.environ.get("ZIPLORA_WEBUI", "")) / "extensions-builtin" / "Lora"
+PRESENT = bool(os.environ.get("ZIPLORA_WEBUI")) and (FOLDER / "network_oft.py").is_file()
+NAMES = ("lora", "hada", "ia3", "lokr", "full", "norm", "glora", "oft")
+LORA_PARTS = {"down": "lora_down.weight", "up": "lora_up.weight", "mid": "lora_mid.weight"}
+
+
+def _stub_modules() -> dict[str, types.ModuleType]:
+    """What the files import of the WebUI, empty; only ``devices`` is used."""
+    stubs = {"modules": types.ModuleType("modules"), "modules.models": types.ModuleType("modules.models")}
+    for name in ("sd_models", "cache", "errors", "hashes", "shared", "devices"):
+        stubs[f"modules.{name}"] = types.ModuleType(name)
+        setattr(stubs["modules"], name, stubs[f"modules.{name}"])
+    stubs["modules.devices"].cpu, stubs["modules.devices"].dtype = torch.device("cpu"), torch.float32
+    mmdit = types.ModuleType("mmdit")
+    mmdit.QkvLinear = type("QkvLinear", (nn.Linear,), {})
+    stubs |= {"modules.models.sd3": SimpleNamespace(mmdit=mmdit), "modules.models.sd3.mmdit": mmdit}
+    stubs["modules.models"].sd3 = stubs["modules.models.sd3"]
+    stubs["modules"].models = stubs["modules.models"]
+    return stubs
+
+
+@functools.cache
+def _load() -> tuple[types.ModuleType, list[object]]:
+    before = dict(sys.modules)
+    sys.modules.update(_stub_modules())
+    sys.path.insert(0, str(FOLDER))
+    try:
+        network = importlib.import_module("network")
+        kinds = [importlib.import_module(f"network_{name}") for name in NAMES]
+    finally:
+        sys.path.remove(str(FOLDER))
+        for name in [name for name in sys.modules if name.partition(".")[0] == "modules"]:
+            del sys.modules[name]
+            if name in before:
+                sys.modules[name] = before[name]
+    types_of = [v() for m in kinds for v in vars(m).values() if _is_module_type(v, network)]
+    return network, types_of
+
+
+def _is_module_type(value: object, network: types.ModuleType) -> bool:
+    return (
+        isinstance(value, type) and issubclass(value, network.ModuleType) and value is not network.ModuleType
+    )
+
+
+def updown(
+    parts: Mapping[str, Tensor], weight: Tensor, strength: float = 1.0
+) -> tuple[Tensor, Tensor | None]:
+    """What the WebUI adds to weight and bias.
+
+    Raises:
+        LookupError: no network type takes the tensors, which in the WebUI fails the whole file.
+    """
+    network, kinds = _load()
+    owner = SimpleNamespace(te_multiplier=strength, unet_multiplier=strength, dyn_dim=None, name="test")
+    names = {LORA_PARTS.get(name, name): tensor.clone() for name, tensor in parts.items()}
+    weights = network.NetworkWeights("key", "diffusion_model_key", names, _owner(weight))
+    for kind in kinds:
+        module = kind.create_module(owner, weights)
+        if module is not None:
+            with torch.no_grad():
+                return module.calc_updown(weight)
+    raise LookupError(", ".join(parts))
+
+
+def _owner(weight: Tensor) -> nn.Module:
+    if weight.ndim == 1:
+        module: nn.Module = nn.LayerNorm(weight.shape[0])
+    elif weight.ndim == 2:
+        module = nn.Linear(weight.shape[1], weight.shape[0])
+    else:
+        module = nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[2:], padding=weight.shape[2] // 2)
+    module.weight = nn.Parameter(weight, requires_grad=False)
+    return module

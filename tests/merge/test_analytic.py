@@ -1,0 +1,156 @@
+"""The closed form: the least-squares solution, the columns that the weights really see."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from lib_ziplora.lora.layer import LoraLayer
+from lib_ziplora.merge import optimize as loop
+from lib_ziplora.merge.analytic import input_columns, recorded, solve
+from lib_ziplora.merge.coefficients import MergerCoefficients
+from lib_ziplora.merge.patch import attach, static_factors
+
+from .pico import PicoDenoiser, conditioning, random_lora
+from .test_optimize import world
+
+MODULES = [
+    nn.Linear(5, 7, bias=False),
+    nn.Conv2d(5, 7, 3, padding=1, bias=False),
+    nn.Conv2d(5, 7, 3, stride=2, padding=1, bias=False),
+    nn.Conv2d(5, 7, 1, bias=False),
+]
+
+
+@pytest.mark.parametrize("module", MODULES, ids=["linear", "conv", "strided", "1x1"])
+def test_kept_columns_times_the_weight_are_the_modules_output(module):
+    generator = torch.Generator().manual_seed(0)
+    x = (
+        torch.randn(1, 6, 5)
+        if isinstance(module, nn.Linear)
+        else torch.randn(1, 5, 6, 4, generator=generator)
+    )
+    output = module(x)
+    expected = output[0] if isinstance(module, nn.Linear) else output[0].flatten(1).T
+    columns = input_columns(module, x)
+    torch.testing.assert_close(
+        columns @ module.weight.detach().flatten(1).T, expected.detach(), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_recording_keeps_the_first_samples_columns_and_leaves_no_hook():
+    denoiser = PicoDenoiser()
+    modules = denoiser.modules()
+    with recorded(modules, 4, torch.Generator().manual_seed(0)) as kept, torch.no_grad():
+        for _ in range(3):
+            denoiser.predict(torch.randn(2, 4, 8, 8), torch.tensor([5, 6]), conditioning(2))
+    for name, module in modules.items():
+        per_forward = 3 if name.endswith("to_k") else 4
+        # to_k is called twice in a forward
+        calls = 6 if name.endswith("to_k") else 3
+        assert [len(part) for part in kept[name]] == [per_forward] * calls, name
+        assert kept[name][0].shape[1] == module.weight[0].numel()
+    assert not any(module._forward_pre_hooks for module in denoiser.unet.modules())
+
+
+def dense_solution(layers, inputs, ridge):
+    """The same problem by a dense solver: stack every residual as a linear map of (m_c, m_s)."""
+    owners = [index for index, layer in enumerate(layers) if layer is not None]
+    deltas = [layer.delta().flatten(1).double() for layer in layers if layer is not None]
+    columns = deltas[0].shape[1]
+    wanted = [
+        layer.delta().flatten(1).double() @ x.double().T
+        if layer is not None
+        else torch.zeros(deltas[0].shape[0], len(x)).double()
+        for layer, x in zip(layers, inputs, strict=True)
+    ]
+    effects = [w.square().sum() for w in wanted]
+    known = torch.stack([effects[k] for k in owners]).mean()
+    rows, right = [], []
+    for k, x in enumerate(inputs):
+        weight = (effects[k] if k in owners else known).rsqrt()
+        system = torch.cat([torch.einsum("oj,nj->onj", delta, x.double()) for delta in deltas], dim=2)
+        rows.append(weight * system.reshape(-1, columns * len(deltas)))
+        right.append(weight * wanted[k].reshape(-1))
+    system, right = torch.cat(rows), torch.cat(right)
+    hessian = system.T @ system
+    pull = ridge * hessian.diagonal().mean()
+    ones = torch.ones(len(hessian), dtype=torch.float64)
+    d = torch.linalg.solve(hessian + pull * torch.eye(len(hessian)), system.T @ (right - system @ ones))
+    return (1 + d).reshape(len(deltas), columns).float()
+
+
+@pytest.mark.parametrize("present", [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize("kernel", [(), (3, 3)])
+def test_the_solution_is_the_least_squares_solution(present, kernel):
+    generator = torch.Generator().manual_seed(3)
+    layers = [
+        LoraLayer(
+            "a", torch.randn(2, 4, *kernel, generator=generator), torch.randn(6, 2, generator=generator), 1.0
+        ),
+        LoraLayer(
+            "a", torch.randn(3, 4, *kernel, generator=generator), torch.randn(6, 3, generator=generator), 6.0
+        ),
+    ]
+    layers = [layer if kept else None for layer, kept in zip(layers, present, strict=True)]
+    columns = next(layer for layer in layers if layer).columns
+    inputs = [
+        torch.randn(50, columns, generator=generator),
+        torch.randn(70, columns, generator=generator) * 2,
+    ]
+    coefficients = MergerCoefficients.ones([{"a": layer} if layer else {} for layer in layers])
+    solve(coefficients, [{"a": [part]} for part in inputs], iterations=200, ridge=0.05)
+    expected = dense_solution(layers, inputs, 0.05)
+    torch.testing.assert_close(coefficients.layers["a"].m.detach(), expected, rtol=1e-3, atol=1e-3)
+    assert (coefficients.layers["a"].m - 1).abs().max() > 0.1
+
+
+def test_columns_that_no_input_uses_stay_at_one():
+    layers = [LoraLayer("a", torch.randn(2, 4), torch.randn(5, 2), 2.0) for _ in range(2)]
+    x = torch.randn(30, 4)
+    x[:, 2] = 0
+    coefficients = MergerCoefficients.ones([{"a": layer} for layer in layers])
+    solve(coefficients, [{"a": [x]}, {"a": [x]}])
+    m = coefficients.layers["a"].m
+    assert (m[:, 2] == 1).all() and (m[:, [0, 1, 3]] != 1).all()
+
+
+def test_a_lora_without_effect_changes_nothing_and_makes_no_nan():
+    silent = LoraLayer("a", torch.randn(2, 4), torch.zeros(5, 2), 2.0)
+    coefficients = MergerCoefficients.ones([{"a": silent}, {"a": silent}])
+    solve(coefficients, [{"a": [torch.randn(9, 4)]}] * 2)
+    assert (coefficients.layers["a"].m == 1).all()
+
+
+def test_the_objective_falls_on_samples_that_were_not_recorded():
+    denoiser, concepts, train, heldout = world()
+    coefficients = MergerCoefficients.ones(concepts)
+    before = loop.evaluate(denoiser, denoiser.modules(), coefficients, heldout)
+    recordings = []
+    for layers, samples in zip(concepts, train, strict=True):
+        factors = {name: static_factors(layer, "cpu", torch.float32) for name, layer in layers.items()}
+        generator = torch.Generator().manual_seed(0)
+        with (
+            torch.no_grad(),
+            attach(denoiser.modules(), factors),
+            recorded(denoiser.modules(), 16, generator) as kept,
+        ):
+            for row in range(len(samples)):
+                part = samples[row : row + 1]
+                denoiser.predict(part.x_t, part.t, part.cond)
+        recordings.append(kept)
+    solve(coefficients, recordings)
+    after = loop.evaluate(denoiser, denoiser.modules(), coefficients, heldout)
+    assert after < 0.8 * before
+
+
+def test_solving_can_be_interrupted_between_layers():
+    denoiser = PicoDenoiser()
+    coefficients = MergerCoefficients.ones([random_lora(denoiser, 2, 1), random_lora(denoiser, 2, 2)])
+
+    def stop():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        solve(coefficients, [{}, {}], on_layer=stop)
