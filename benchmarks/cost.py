@@ -3,8 +3,8 @@
 Unit: one forward of the UNet on one sample at 1024 x 1024. ``python -m benchmarks.cost --json``.
 
 The public script's step (mkshing/ziplora-pytorch) is written here from its description: two
-student forwards with dense merged weights, whose gradients are dense too, and two teachers'
-forwards in every step. Nothing of that script is used.
+student forwards with a dense merged delta weight beside each layer's own, whose gradients are
+dense too, and two teachers' forwards in every step. Nothing of that script is used.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from lib_ziplora.lora.layer import LoraLayer
 from lib_ziplora.merge.coefficients import MergerCoefficients
 from lib_ziplora.merge.loss import relative_error, similarity
 from lib_ziplora.merge.optimize import Plan, student
+from lib_ziplora.merge.patch import attach, static_factors
 
 SDXL_UNET = {
     "sample_size": 128,
@@ -135,7 +136,9 @@ def public_script_step(
         for _ in concepts:
             with _dense_weights(modules, deltas, vectors):
                 denoiser.predict(x_t, t, cond).square().mean().backward()
-            with torch.no_grad():
+        for layers in concepts:
+            teacher = {name: static_factors(layer, "meta", torch.float32) for name, layer in layers.items()}
+            with torch.no_grad(), attach(modules, teacher):
                 denoiser.predict(x_t, t, cond)
 
     return flops(step)
@@ -151,12 +154,12 @@ def _dense_weights(
     deltas: Mapping[str, Sequence[Tensor]],
     vectors: Mapping[str, Sequence[Tensor]],
 ) -> Iterator[None]:
-    """Linear layers that add dW_c diag(m_c) + dW_s diag(m_s) to their weight in every forward."""
+    """Linear layers beside which a dense dW_c diag(m_c) + dW_s diag(m_s) works, made in every forward."""
 
     def forward(name: str, module: nn.Module) -> Callable[[Tensor], Tensor]:
         def with_merged_weight(x: Tensor) -> Tensor:
             delta = sum(d * m for d, m in zip(deltas[name], vectors[name], strict=True))
-            return F.linear(x, module.weight + delta, module.bias)
+            return F.linear(x, module.weight, module.bias) + F.linear(x, delta)
 
         return with_merged_weight
 
@@ -184,7 +187,7 @@ def run_overhead() -> int:
     """Units of a default run beside its updates: trajectories, teachers, held-out figures."""
     settings = MergeSettings()
     request = MergeRequest(LoraInput("a"), LoraInput("b"), "c", settings=settings)
-    return units_of(request) - UPDATE_UNITS * settings.steps
+    return units_of(request) - UPDATE_UNITS * settings.updates
 
 
 def measure(rank: int = 64, layers: str = "attention") -> dict[str, float]:

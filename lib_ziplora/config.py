@@ -169,8 +169,18 @@ class MergeSettings:
         """Whether the closed form is needed."""
         return self.method == "instant" or (self.method == "ziplora" and self.start == "closed-form")
 
+    split: bool = _option(
+        False,
+        "Subject and style as files too",
+        "Also writes name_subject and name_style, which at 1 and 1 equal the merged file: a prompt can turn either",
+        advanced=True,
+    )
+
     def __post_init__(self) -> None:
-        parse_rank(self.rank)
+        if parse_rank(self.rank) is not None and self.split:
+            raise ConfigError(
+                "The two files of split hold each part whole: choose the rank exact, or no split."
+            )
         for name, option in setting_fields().items():
             _check(name, option, getattr(self, name))
 
@@ -222,6 +232,11 @@ def settings_from(values: Mapping[str, Any]) -> MergeSettings:
 
 def _coerce(name: str, default: Any, value: Any) -> Any:
     kind = type(default)
+    if kind is bool:
+        words = {"true": True, "false": False, "1": True, "0": False}
+        if str(value).strip().lower() not in words:
+            raise ConfigError(f"{name} must be true or false, not {value!r}.")
+        return words[str(value).strip().lower()]
     try:
         if kind is int and isinstance(value, (float, str)) and float(value) != int(float(value)):
             raise ValueError(value)

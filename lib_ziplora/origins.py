@@ -43,25 +43,33 @@ def foreign_page(headers: Mapping[str, str], allowed: AllowedOrigins) -> str:
     if not origin or origin in allowed:
         return ""
     own = (headers.get("host", ""), headers.get("x-forwarded-host", ""))
-    address = urlsplit(origin).netloc.lower()
+    address = origin.partition("://")[2].lower()
     return "" if address and address in (name.lower() for name in own) else origin
 
 
-def rebound_name(headers: Mapping[str, str], address: str) -> str:
-    """The name by which a server was asked for that it doesn't have, or "".
+def is_local(name: str) -> bool:
+    """Whether a name or number means this machine and can be reached from it alone."""
+    try:
+        return name == LOCAL_NAME or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
 
-    A page elsewhere can have its own name point at this machine and then counts as the
-    server's own page. It can't do that with a number or with ``localhost``.
+
+def rebound_name(headers: Mapping[str, str]) -> str:
+    """The name by which a request from this machine asked for it, or "" when it is one of its own.
+
+    A page elsewhere can have its own name point at this machine, and then its requests come
+    from the server's own page as far as a browser knows.
 
     Args:
         headers: of the request, by lower-case name.
-        address: the name or number that the server listens on.
     """
-    name = urlsplit(f"//{headers.get('host', '')}").hostname or ""
-    if name in ("", LOCAL_NAME, address.lower()):
-        return ""
+    name = _host_name(headers.get("host", ""))
+    return "" if not name or is_local(name) else name
+
+
+def _host_name(netloc: str) -> str:
     try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return name
-    return ""
+        return urlsplit(f"//{netloc}").hostname or ""
+    except ValueError:  # a bracket without its other half
+        return netloc

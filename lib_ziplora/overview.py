@@ -78,8 +78,12 @@ def file_text(summary: dict[str, Any]) -> str:
         f"  size      {summary['bytes'] / 1e6:.1f} MB",
     ]
     if summary["unknown"]:
-        lines.append(f"  unknown   {len(summary['unknown'])} tensors, the first is {summary['unknown'][0]}")
-    lines += [f"  metadata  {key} = {_short(value)}" for key, value in sorted(summary["metadata"].items())]
+        lines.append(
+            f"  unknown   {len(summary['unknown'])} tensors, the first is {_short(summary['unknown'][0])}"
+        )
+    lines += [
+        f"  metadata  {_short(key)} = {_short(value)}" for key, value in sorted(summary["metadata"].items())
+    ]
     if summary.get("approximations"):
         lines.append(
             f"  converted {len(summary['approximations'])} layers to low rank, "
@@ -109,5 +113,5 @@ def pair_text(summary: dict[str, Any]) -> str:
 
 
 def _short(text: str) -> str:
-    line = " ".join(text.split())
+    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
     return line if len(line) <= METADATA_WIDTH else f"{line[:METADATA_WIDTH]}... ({len(text)} characters)"

@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from lib_ziplora import __version__, cli
 from lib_ziplora.cli.arguments import parser
@@ -20,6 +22,7 @@ from lib_ziplora.hosts import Progress
 from lib_ziplora.lora.file import read_lora
 from tests import minixl
 
+ROOT = minixl.FOLDER.parent.parent
 PAIR = (str(minixl.SUBJECT), str(minixl.STYLE))
 PROMPTS = ("--subject-prompt", "a sks emoji", "--style-prompt", "a cat emoji in szn style")
 SMALL = ("--width", "64", "--height", "64", "--steps", "3", "--sampling-steps", "2", "--guidance-scale", "1")
@@ -127,6 +130,11 @@ def test_failures_are_one_sentence_and_leave_nothing(
         ((*PAIR, "-o", str(out)), "--checkpoint"),
         ((*PAIR, "-o", str(out), "--checkpoint", str(tmp_path)), "model_index.json"),
         ((*PAIR, "-o", str(out), *direct, "--report", str(tmp_path / "no" / "r.json")), "report"),
+        ((*PAIR, "-o", str(out), *direct, "--report", str(tmp_path)), "report"),
+        ((*PAIR, "-o", str(out), *direct, "--report", str(taken)), "named like a LoRA"),
+        ((*PAIR, "-o", str(out), *direct, "--device", "gpu"), "no device 'gpu'"),
+        ((f"{'x' * 300}.safetensors", PAIR[1], "-o", str(out), *direct), "no LoRA named xxx"),
+        ((*PAIR, "-o", str(tmp_path / f"{'x' * 300}.safetensors"), *direct), "longer than"),
     ):
         assert cli.main(["merge", *arguments]) == 1
         message = capsys.readouterr().err
@@ -203,6 +211,30 @@ def test_inspect_of_what_is_no_lora(tmp_path: Path, capsys: pytest.CaptureFixtur
     empty.touch()
     assert cli.main(["inspect", str(empty)]) == 1
     assert "empty.safetensors" in capsys.readouterr().err
+
+
+def test_text_that_a_terminal_cannot_show_is_escaped(tmp_path: Path) -> None:
+    path = tmp_path / "odd.safetensors"
+    save_file({"x": torch.zeros(1)}, path, {"ss_output_name": "caf\u00e9 \u001b[31m"})
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "lib_ziplora", "inspect", str(path)]
+    result = subprocess.run(command, cwd=ROOT, env=ascii_only, capture_output=True, check=True)
+    assert b"caf\\xe9" in result.stdout
+    assert b"\x1b" not in result.stdout
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no POSIX pipes on Windows")
+def test_a_reader_that_goes_away_ends_the_output_quietly(tmp_path: Path) -> None:
+    path = tmp_path / "many.safetensors"
+    save_file({"x": torch.zeros(1)}, path, {f"key{i}": "value" * 20 for i in range(5000)})
+    command = [sys.executable, "-m", "lib_ziplora", "inspect", str(path)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(60) == 1
+    assert process.stderr.read() == b""
+    process.stderr.close()
 
 
 def test_progress_without_tqdm(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

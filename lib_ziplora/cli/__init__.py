@@ -12,12 +12,14 @@ from collections.abc import Sequence
 
 from ..errors import ConfigError, Interrupted, ZipLoraError
 from .arguments import parser, request_from
+from .terminal import lenient_output, silence_output
 
 FAILED, INTERRUPTED = 1, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    lenient_output()
     top = parser()
     args = top.parse_args(argv)
     if args.command == "inspect" and len(args.files) > 2:
@@ -30,7 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
         code: int = args.run(args)
+        sys.stdout.flush()
         return code
+    except BrokenPipeError:  # ``inspect ... | head``
+        silence_output()
+        return FAILED
     except (Interrupted, KeyboardInterrupt) as error:
         print(str(error) or "Interrupted; nothing was written.", file=sys.stderr)
         return INTERRUPTED

@@ -175,6 +175,11 @@ def _add_merge(one: argparse.ArgumentParser) -> None:
 
 def _add_setting(group: Any, name: str, option: Option) -> None:
     default = setting_defaults()[name]
+    if isinstance(default, bool):
+        group.add_argument(
+            f"--{name.replace('_', '-')}", action="store_true", help=f"{option.help} (default {default})"
+        )
+        return
     allowed = "" if option.minimum is None else f"{option.minimum:g} to {option.maximum:g}, "
     group.add_argument(
         f"--{name.replace('_', '-')}",

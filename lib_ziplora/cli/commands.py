@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 
 from .. import job, overview
 from ..config import MergeRequest
 from ..errors import ConfigError, OutputError
-from ..hosts.standalone import StandaloneHost
+from ..hosts.standalone import SUFFIX, StandaloneHost
 from .terminal import ProgressBar, ctrl_c_interrupts
 
 OK = 0
@@ -18,8 +19,8 @@ STOPPING_SECONDS = 60.0
 
 def merge(args: argparse.Namespace) -> int:
     """``merge``: run the job and print where the file is."""
-    if args.report and not args.report.parent.is_dir():
-        raise OutputError(f"The folder {args.report.parent} of the report does not exist; create it first.")
+    if args.report:
+        _check_report(args.report)
     request: MergeRequest = args.request
     host = _host(args)
     bar = ProgressBar()
@@ -30,8 +31,6 @@ def merge(args: argparse.Namespace) -> int:
         bar.close()
     for warning in report.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    if args.report:
-        args.report.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
     print(report.output)
     print(f"{report.tag}  rank {report.rank}, {report.common_layers} common layers, {report.seconds:.0f} s")
     if report.heldout_loss_start is not None and report.heldout_loss_end is not None:
@@ -39,6 +38,8 @@ def merge(args: argparse.Namespace) -> int:
             f"travel {report.mean_travel:.3f}, error against both LoRAs "
             f"{report.heldout_loss_start:.3f} (plain sum) -> {report.heldout_loss_end:.3f}"
         )
+    if args.report:
+        _write_report(args.report, report)
     return OK
 
 
@@ -80,7 +81,7 @@ def serve(args: argparse.Namespace) -> int:
             on_ready=ready,
             extend=(lambda app: queues.append(api.add_routes(app, host))) if args.api else None,
         )
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         raise ConfigError(
             f"Can't listen on {args.host}:{args.port or 7860} ({error}); choose another --port."
         ) from error
@@ -88,6 +89,32 @@ def serve(args: argparse.Namespace) -> int:
         for queue in queues:
             queue.stop(timeout=STOPPING_SECONDS)
     return OK
+
+
+def _check_report(path: Path) -> None:
+    """Find out before the merge whether the report can be written, and that it replaces no LoRA."""
+    if path.suffix == SUFFIX:
+        raise OutputError(f"The report {path} would be named like a LoRA; give it a name that ends in .json.")
+    if not path.parent.is_dir():
+        raise OutputError(f"The folder {path.parent} of the report does not exist; create it first.")
+    try:
+        new = not path.exists()
+        path.open("a").close()
+        if new:
+            path.unlink()
+    except OSError as error:
+        raise OutputError(
+            f"The report {path} can't be written ({error.strerror}); give another file."
+        ) from error
+
+
+def _write_report(path: Path, report: job.MergeReport) -> None:
+    try:
+        path.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(
+            f"The LoRA {report.output} is written, but its report {path} is not ({error.strerror})."
+        ) from error
 
 
 def _host(args: argparse.Namespace, *, strict: bool = False) -> StandaloneHost:

@@ -88,7 +88,7 @@ def _named_device(device: str) -> torch.device:
         named = torch.device(device)
     except RuntimeError as error:
         raise HostError(f"There is no device {device!r}; give auto, cuda, cuda:1, mps or cpu.") from error
-    if named.type == "cuda" and (named.index or 0) >= torch.cuda.device_count():
+    if named.type == "cuda" and not 0 <= (named.index or 0) < torch.cuda.device_count():
         raise HostError(
             f"There is no CUDA device {named} here: this PyTorch sees {torch.cuda.device_count()} of them. "
             "Give auto or cpu, or install a PyTorch that was built for the GPU."

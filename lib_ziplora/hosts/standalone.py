@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -117,7 +116,7 @@ class StandaloneHost:
         """
         looks_like_path = any(mark in lora for mark in "/\\") or Path(lora).suffix in MODEL_SUFFIXES
         if looks_like_path and not self._strict:
-            if os.path.isfile(lora):
+            if _there(Path(lora).is_file):
                 return Path(lora)
             if Path(lora).name != lora:
                 raise LoraFileError(f"There is no file {lora}; check the path.")
@@ -256,11 +255,19 @@ def _path_from(name: str) -> Path:
     path = Path(name)
     if path.suffix != SUFFIX:
         raise OutputError(f"The output {name} must end in {SUFFIX}.")
-    if not os.path.isdir(path.parent):
+    if not _there(path.parent.is_dir):
         raise OutputError(f"The folder {path.parent} of the output does not exist; create it first.")
-    if os.path.isdir(path):
+    if _there(path.is_dir):
         raise OutputError(f"The output {name} is a folder; give a file name that ends in {SUFFIX}.")
     return path
+
+
+def _there(test: Callable[[], bool]) -> bool:
+    """``Path.is_file`` and ``is_dir`` raise OSError for names that no file system takes."""
+    try:
+        return test()
+    except (OSError, ValueError):
+        return False
 
 
 def _user_metadata(path: Path) -> Mapping[str, Any]:

@@ -10,4 +10,14 @@ from .queue import REMEMBERED, Job, JobQueue
 from .report import MergeReport
 from .run import check, run
 
-__all__ = ["REMEMBERED", "CatalogEntry", "Job", "JobQueue", "MergeReport", "catalog", "check", "prompt_for", "run"]
+__all__ = [
+    "REMEMBERED",
+    "CatalogEntry",
+    "Job",
+    "JobQueue",
+    "MergeReport",
+    "catalog",
+    "check",
+    "prompt_for",
+    "run",
+]

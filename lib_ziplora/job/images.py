@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import ConfigError
+
+
+def check_images(paths: Sequence[str]) -> None:
+    """Raise ConfigError for a file that is missing or no image, without decoding it."""
+    from PIL import Image
+
+    for path in paths:
+        with _errors_in_words(path), Image.open(path) as image:
+            image.verify()
 
 
 def load_images(paths: Sequence[str], width: int, height: int) -> Tensor:
@@ -29,16 +39,21 @@ def load_images(paths: Sequence[str], width: int, height: int) -> Tensor:
 
     images = []
     for path in paths:
-        try:
-            with Image.open(path) as image:
-                upright = ImageOps.exif_transpose(image) or image
-                fitted = ImageOps.fit(_on_white(upright), (width, height), Image.Resampling.LANCZOS)
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise ConfigError(
-                f"The reference image {path} can't be read ({error}). Give a PNG or JPEG file."
-            ) from error
+        with _errors_in_words(path), Image.open(path) as image:
+            upright = ImageOps.exif_transpose(image) or image
+            fitted = ImageOps.fit(_on_white(upright), (width, height), Image.Resampling.LANCZOS)
         images.append(torch.from_numpy(np.asarray(fitted, dtype=np.float32) / 255).permute(2, 0, 1))
     return torch.stack(images)
+
+
+@contextmanager
+def _errors_in_words(path: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # Pillow raises every kind of error on damaged files
+        raise ConfigError(
+            f"The reference image {path} can't be read ({error}). Give a PNG or JPEG file."
+        ) from error
 
 
 def _on_white(image: object) -> object:

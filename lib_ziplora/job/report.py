@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +31,7 @@ class MergeReport:
         heldout_loss_end: the same with the learnt coefficients.
         common_layers: layers that both LoRAs have; ``subject_only``, ``style_only``: one of them.
         rank: the largest rank in the file.
+        split: the names of the files with the subject's and the style's part, when asked for.
         rank_error: relative error of all layers together that a lower rank than ``exact`` has cost.
         skipped_steps: updates left out because a gradient was not finite.
         stopped_early: fewer updates than asked for.
@@ -60,6 +62,7 @@ class MergeReport:
     heldout_loss_start: float | None = None
     heldout_loss_end: float | None = None
     rank_error: float = 0.0
+    split: tuple[str, ...] = ()
     skipped_steps: int = 0
     stopped_early: bool = False
     unknown: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -72,8 +75,11 @@ class MergeReport:
         return f"<lora:{self.name}:1>"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, in the order of the fields."""
-        return dataclasses.asdict(self)
+        """Plain data, in the order of the fields; JSON has no NaN and infinity, they become None."""
+        return {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in dataclasses.asdict(self).items()
+        }
 
 
 @dataclass(frozen=True)

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from ..config import LoraInput, MergeRequest, MergeSettings
-from ..errors import ConfigError, IncompatibleError, OutOfMemoryError
+from ..config import LoraInput, MergeRequest, MergeSettings, parse_rank
+from ..errors import ConfigError, IncompatibleError
 from ..hosts import Host, Progress
-from ..lora.algebra import Pairing, merge_layers, pair, scale
-from ..lora.file import check_output, merged_metadata, read_lora, write_lora
+from ..lora.algebra import Coefficients, Pairing, merge_layers, pair, scale
+from ..lora.file import check_output, merged_metadata, output_size, read_lora, write_lora
 from ..lora.layer import Approximation, Lora, LoraLayer
 from .catalog import prompt_for
+from .images import check_images
 from .layers import at_rank, converted_warning, extras_warnings, kept_extras, rank_error
+from .memory import memory_in_words
 from .progress import Meter, units_of
 from .report import Learnt, MergeReport
+from .split import removed_on_error, split_targets
 from .training import learn
 from .weights import check_readable, checkpoint_weights
 
@@ -58,6 +60,7 @@ def check(request: MergeRequest, host: Host) -> None:
             the names, the output and the host's state, without reading the tensors.
     """
     _target(request, host)
+    split_targets(request, host)
     subject, style = host.resolve(request.subject.lora), host.resolve(request.style.lora)
     for path in (subject, style):
         check_readable(path, host)
@@ -68,6 +71,7 @@ def check(request: MergeRequest, host: Host) -> None:
     if request.settings.method != "direct":
         for chosen in (request.subject, request.style):
             _with_prompt(chosen, host)
+            check_images(chosen.images)
         host.check()
 
 
@@ -95,7 +99,7 @@ def run(request: MergeRequest, host: Host, on_event: OnEvent | None = None) -> M
     coefficients: Mapping[str, tuple[torch.Tensor | None, torch.Tensor | None]] = {}
     if request.settings.method != "direct":
         _require_common(inputs)
-        with _memory_in_words(), host.open() as session:
+        with memory_in_words(), host.open() as session:
             chosen = [_with_prompt(request.subject, host), _with_prompt(request.style, host)]
             deltas = {name: layer.delta for name, layer in _text_layers(inputs)[0].items()}
             settings = _sized(request.settings, session.native_size)
@@ -104,7 +108,10 @@ def run(request: MergeRequest, host: Host, on_event: OnEvent | None = None) -> M
     layers, lost = _merged_layers(inputs, coefficients)
     report = _report(inputs, host, layers, learnt)
     report = dataclasses.replace(report, rank_error=rank_error(layers, lost))
-    return _write(inputs, host, layers, report, meter, started)
+    halves = split_targets(request, host)
+    with removed_on_error(halves.values()):
+        report = _write_halves(inputs, host, halves, coefficients, report)
+        return _write(inputs, host, layers, report, meter, started)
 
 
 def _target(request: MergeRequest, host: Host) -> Path:
@@ -118,7 +125,7 @@ def _read(request: MergeRequest, host: Host, meter: Meter) -> _Inputs:
     path = _target(request, host)
     meter.enter("reading", f"Reading {Path(request.subject.lora).stem}")
     files = [host.resolve(request.subject.lora), host.resolve(request.style.lora)]
-    with _memory_in_words(), checkpoint_weights(files, host) as weights:
+    with memory_in_words(), checkpoint_weights(files, host) as weights:
         subject = read_lora(files[0], weights)
         meter.advance(1, f"Reading {Path(request.style.lora).stem}")
         style = read_lora(files[1], weights)
@@ -127,7 +134,20 @@ def _read(request: MergeRequest, host: Host, meter: Meter) -> _Inputs:
             f"{subject.name} and {style.name} are the same file under two names. Choose two different LoRAs."
         )
     meter.advance(1, "Pairing the layers")
-    return _Inputs(subject, style, pair(subject, style), path, request)
+    inputs = _Inputs(subject, style, pair(subject, style), path, request)
+    _require_room(inputs)
+    return inputs
+
+
+def _require_room(inputs: _Inputs) -> None:
+    """Refuse when the disk can't hold the file, as far as its size is known beforehand."""
+    request = inputs.request
+    if parse_rank(request.settings.rank) is None:
+        sizes = [
+            output_size(lora.unet_layers(), request.settings.precision)
+            for lora in (inputs.subject, inputs.style)
+        ]
+        check_output(inputs.target, request.overwrite, sum(sizes))
 
 
 def _sized(settings: MergeSettings, native: int) -> MergeSettings:
@@ -136,6 +156,13 @@ def _sized(settings: MergeSettings, native: int) -> MergeSettings:
 
 
 def _require_common(inputs: _Inputs) -> None:
+    for lora in (inputs.subject, inputs.style):
+        layers = lora.unet_layers().values()
+        if layers and not any(layer.alpha and layer.up.any() and layer.down.any() for layer in layers):
+            raise IncompatibleError(
+                f"All UNet layers of {lora.name} are zero, so there is nothing to learn from it: it was saved "
+                "before it was trained. Choose another save of it."
+            )
     ours, theirs = inputs.subject.unet_layers(), inputs.style.unet_layers()
     if not any(name in theirs for name in ours):
         raise IncompatibleError(
@@ -238,6 +265,26 @@ def _write(
     return dataclasses.replace(report, sha256=digest, seconds=round(seconds, 2))
 
 
+def _write_halves(
+    inputs: _Inputs, host: Host, targets: Mapping[str, Path], coefficients: Coefficients, report: MergeReport
+) -> MergeReport:
+    """The subject's and the style's part as files of their own, where they are asked for."""
+    for side, target in targets.items():
+        other = "style" if side == "subject" else "subject"
+        empty = dataclasses.replace(getattr(inputs, other), layers={}, extras={})
+        half = dataclasses.replace(inputs, **{other: empty})
+        layers, _ = _merged_layers(half, coefficients)
+        metadata = merged_metadata(
+            target.stem, layers, (getattr(inputs, side),), _recipe(inputs, host, report)
+        )
+        settings = inputs.request.settings
+        write_lora(
+            target, layers, metadata, settings.precision, inputs.request.overwrite, half.extras(layers)
+        )
+        host.refresh(target)
+    return dataclasses.replace(report, split=tuple(target.stem for target in targets.values()))
+
+
 def _recipe(inputs: _Inputs, host: Host, report: MergeReport) -> dict[str, object]:
     """How the file was made, for its header: inputs, settings, checkpoint, what was learnt."""
     request = inputs.request
@@ -251,25 +298,3 @@ def _recipe(inputs: _Inputs, host: Host, report: MergeReport) -> dict[str, objec
         "checkpoint": dataclasses.asdict(host.checkpoint()) if report.checkpoint else {},
         "summary": {name: getattr(report, name) for name in (*kept, *ends)},
     }
-
-
-@contextmanager
-def _memory_in_words() -> Iterator[None]:
-    """A device that runs out of memory ends in our own error, the model restored before."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        raise OutOfMemoryError(
-            "The device ran out of memory; nothing was written and the model is unchanged. Choose a smaller "
-            "sample width and height, or close other programs that use the memory."
-        ) from error
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """CUDA and Python have classes for it; the CPU's and MPS's allocators only have words."""
-    words = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or any(
-        w in str(error) for w in words
-    )

@@ -19,7 +19,7 @@ from ..merge.coefficients import Concept, MergerCoefficients, mean_travel
 from ..merge.loss import similarity
 from ..merge.optimize import Outcome, Step, evaluate, optimize
 from ..merge.patch import attach, check_fit, static_factors
-from ..merge.samples import Samples, assemble, noised, predict_each, trajectory
+from ..merge.samples import Samples, assemble, noised, predict_each, require_effect, trajectory
 from .images import load_images
 from .progress import UPDATE_UNITS, Meter, heldout_steps
 from .report import Learnt
@@ -159,7 +159,10 @@ class _Teacher:
             with self._recorded(seed) as recording:
                 train = draw(seed, self.settings.trajectories, self.settings.sampling_steps)
             heldout = draw(seed + HELDOUT_SEED, 1, heldout_steps(self.settings))
-        return _Drawn(self._with_base(train, cond), self._with_base(heldout, cond), recording)
+        result = _Drawn(self._with_base(train, cond), self._with_base(heldout, cond), recording)
+        for part in (result.train, result.heldout):
+            require_effect(part, Path(lora.lora).stem)
+        return result
 
     def _recorded(self, seed: int) -> AbstractContextManager[Recording]:
         if not self.settings.solves:

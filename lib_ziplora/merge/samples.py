@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..denoiser import Conditioning, Denoiser, PredictionType
+from ..errors import HostError, IncompatibleError
 from .loss import effect
 
 
@@ -100,18 +101,32 @@ def trajectory(
     seen: list[Tensor] = []
     said: list[Tensor] = []
     for index, t in enumerate(timesteps.tolist()):
-        rows = cond if uncond is None else Conditioning.cat([cond, uncond])
-        batch = len(rows)
-        out = predict(x_t.expand(batch, -1, -1, -1), torch.full((batch,), t, device=device), rows).float()
+        out, negative = _predict_both(predict, x_t, torch.full((1,), t, device=device), cond, uncond)
         seen.append(x_t)
-        said.append(out[:1])
-        guided = out[:1] if uncond is None else out[1:] + guidance_scale * (out[:1] - out[1:])
+        said.append(out)
+        guided = out if negative is None else negative + guidance_scale * (out - negative)
         x_0, noise = clean_and_noise(guided, x_t, alphas[t].to(device), denoiser.prediction_type)
         following = (
             alphas[timesteps[index + 1]].to(device) if index + 1 < steps else torch.ones((), device=device)
         )
         x_t = following.sqrt() * x_0 + (1 - following).sqrt() * noise
     return torch.cat(seen), timesteps.to(device), torch.cat(said)
+
+
+def _predict_both(
+    predict: Predictor, x_t: Tensor, t: Tensor, cond: Conditioning, uncond: Conditioning | None
+) -> tuple[Tensor, Tensor | None]:
+    """Predictions under ``cond`` and, where there is one, ``uncond``, in one batch where that is possible.
+
+    A longer ``uncond`` goes by itself: ``cond`` must not be padded to its length, because the
+    student will see ``cond`` as it is.
+    """
+    if uncond is None:
+        return predict(x_t, t, cond).float(), None
+    if uncond.context.shape[1] > cond.context.shape[1]:
+        return predict(x_t, t, cond).float(), predict(x_t, t, uncond).float()
+    out = predict(x_t.expand(2, -1, -1, -1), t.expand(2), Conditioning.cat([cond, uncond])).float()
+    return out[:1], out[1:]
 
 
 def noised(
@@ -140,3 +155,23 @@ def assemble(x_t: Tensor, t: Tensor, cond: Conditioning, target: Tensor, base: T
     scale = effect(target, base)
     floor = scale.mean().clamp(min=torch.finfo(torch.float32).tiny) * 1e-3
     return Samples(x_t, t, cond.expand(len(t)), target, torch.maximum(scale, floor))
+
+
+def require_effect(samples: Samples, lora: str) -> None:
+    """Refuse samples that nothing can be learnt from.
+
+    Raises:
+        HostError: the model's outputs hold NaN or infinity.
+        IncompatibleError: the LoRA changes no output.
+    """
+    if not bool(torch.isfinite(samples.target).all() and torch.isfinite(samples.scale).all()):
+        raise HostError(
+            f"The checkpoint's predictions with the LoRA {lora} hold NaN or infinity, so there is nothing to "
+            "learn from. Lower the LoRA's weight, or run the model in bf16 or fp32 instead of fp16."
+        )
+    rounding = torch.finfo(torch.float32).eps * samples.target.norm() / samples.target.numel() ** 0.5
+    if samples.scale.max() <= rounding**2:
+        raise IncompatibleError(
+            f"The LoRA {lora} changes nothing in what the checkpoint predicts, so there is nothing to learn. "
+            "Its weights are zero or far too small: choose another save of it, or raise its weight."
+        )

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..hosts import Host
-from ..origins import AllowedOrigins, foreign_page, rebound_name
+from ..origins import AllowedOrigins, foreign_page, is_local, rebound_name
 from . import tab
 from .compat import accepted
 
@@ -47,7 +47,8 @@ class OwnOriginOnly:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] in ("http", "websocket"):
             headers = Headers(scope=scope)
-            if foreign_page(headers, AllowedOrigins()) or rebound_name(headers, self.address):
+            rebound = is_local(self.address) and rebound_name(headers)
+            if rebound or foreign_page(headers, AllowedOrigins()):
                 await _refuse(scope, receive, send)
                 return
         if scope["type"] != "http":

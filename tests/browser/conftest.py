@@ -18,6 +18,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 MINIXL = ROOT / "benchmarks" / "minixl"
 START_SECONDS = 120
+EXPECT_MS = 20_000
+"""How long the page may take for what takes a moment on a machine that has nothing else to do."""
 CHROMIUM_ARGUMENTS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -98,8 +100,9 @@ def wait_until_up(url: str, process: subprocess.Popen[bytes], log: Path) -> None
 
 @pytest.fixture(scope="session")
 def browser(chromium: str) -> Iterator[object]:
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=EXPECT_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_ARGUMENTS)
         yield browser

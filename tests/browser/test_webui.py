@@ -59,6 +59,7 @@ def page(browser: Browser, webui: Webui) -> Iterator[Page]:
     real.open_page(page, webui)
     real.show_tab(page, "ZipLoRA")
     yield page
+    real.settle(page)
     context.close()
     assert not problems
     log = webui.log()
@@ -91,6 +92,7 @@ def merge(tab: Tab, output: str, updates: int = 3) -> None:
     real.show_tab(tab.page, "ZipLoRA")
     tab.prepare(output, updates)
     tab.press("generate")
+    expect(tab.page.locator("#ziplora_interrupt")).to_be_visible()  # so the outcome below is this merge's
     tab.outcome("done")
     tab.idle()
 
@@ -125,7 +127,9 @@ def test_a_merge_from_pick_to_picture(
     real.show_tab(tab.page, "ZipLoRA")
     tab.pick("subject", SUBJECT)
     tab.pick("style", STYLE)
-    expect(tab.page.locator("#ziplora_subject_facts").first).to_contain_text(re.compile(r"sdxl.*rank \d+.*layers"))
+    expect(tab.page.locator("#ziplora_subject_facts").first).to_contain_text(
+        re.compile(r"sdxl.*rank \d+.*layers")
+    )
     expect(tab.text("subject_prompt")).to_have_value("a sks emoji")
     expect(tab.text("style_prompt")).not_to_have_value("")
     expect(tab.text("output")).to_have_value(f"{SUBJECT}_x_{STYLE}")
@@ -149,6 +153,7 @@ def test_a_merge_from_pick_to_picture(
     assert "turtle in fluent" in txt2img.cards()
     shoot("cards")
     merged = txt2img.draw(f"{PROMPT} <lora:turtle in fluent:1>")
+    txt2img.page.locator("#txt2img_extra_tabs").get_by_text("Generation", exact=True).first.click()
     shoot("picture")
     assert all((merged != other).any() for other in others.values())
     assert "Networks" not in txt2img.remarks() and "didn't match" not in webui.log()
@@ -251,6 +256,7 @@ def test_a_merge_waits_for_a_picture_and_can_leave_the_queue(
 def test_reload_ui_and_merge_again(tab: Tab, txt2img: Txt2img, webui: Webui) -> None:
     picture = txt2img.draw(OTHER_LORA)
     merge(tab, "before reload")
+    real.settle(tab.page)
     real.reload_ui(tab.page, webui)
     real.show_tab(tab.page, "ZipLoRA")
     tab.idle()

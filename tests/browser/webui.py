@@ -199,7 +199,7 @@ class Txt2img:
 
     def remarks(self) -> str:
         """What the WebUI says below the last picture."""
-        return self.page.locator("#html_log_txt2img").inner_text()
+        return self.page.locator("#html_log_txt2img").first.inner_text()
 
     def cards(self) -> list[str]:
         """The names on the cards of the LoRA pane."""
@@ -221,7 +221,32 @@ def show_tab(page: Page, name: str) -> None:
     page.locator("#tabs > .tab-nav button").get_by_text(name, exact=True).click()
 
 
+COUNT_SOCKETS = """
+window.openSockets = 0;
+window.WebSocket = class extends window.WebSocket {
+    constructor(...parts) {
+        super(...parts);
+        window.openSockets++;
+        this.addEventListener("close", () => window.openSockets--);
+    }
+};
+"""
+
+
+def settle(page: Page) -> None:
+    """Wait until no event of the page is under way.
+
+    gradio 3.41.2 never ends the task of an event whose page is closed while it waits in gradio's
+    queue, and Reload UI waits for all tasks: a page that is left too early makes it hang.
+    """
+    page.wait_for_timeout(700)
+    page.wait_for_function("window.openSockets === 0", timeout=PICTURE_MS)
+
+
 def open_page(page: Page, webui: Webui) -> None:
+    """Open the WebUI in a new page, or load it anew, until everything on it has settled."""
+    if page.url == "about:blank":
+        page.add_init_script(COUNT_SOCKETS)
     page.goto(webui.url)
     wait_until_ready(page)
 
@@ -229,7 +254,8 @@ def open_page(page: Page, webui: Webui) -> None:
 def wait_until_ready(page: Page) -> None:
     """Both the WebUI's scripts and the tab's have found their buttons."""
     page.locator("#txt2img_prompt textarea").wait_for(timeout=60_000)
-    page.wait_for_function("document.querySelector('#ziplora_skip')?.style.display == 'none'")
+    page.wait_for_function("document.querySelector('#ziplora_skip')?.style.display")
+    settle(page)
 
 
 def reload_ui(page: Page, webui: Webui) -> None:

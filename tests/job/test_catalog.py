@@ -20,6 +20,8 @@ from .pico_host import PicoHost, module_names, write_kohya
         ({}, {"ss_tag_frequency": "not json", "ss_output_name": "my_dog_v2"}, "my dog v2"),
         ({}, {"ss_tag_frequency": json.dumps([1, 2])}, ""),
         ({}, {"ss_tag_frequency": json.dumps({"a": {"x": None}})}, ""),
+        ({}, {"ss_tag_frequency": '{"a": {"x": Infinity}}'}, ""),
+        ({}, {"ss_tag_frequency": "[" * 100_000}, ""),
     ],
 )
 def test_prompts_come_from_the_card_the_trigger_the_tags_the_name(tmp_path, card, metadata, expected):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from lib_ziplora.errors import LoraFileError, UnsupportedLoraError
+from lib_ziplora.errors import LoraFileError, UnsupportedLoraError, ZipLoraError
 from lib_ziplora.lora import lycoris
 from lib_ziplora.lora.file import inspect_header, read_lora
+from lib_ziplora.lora.keys import FAMILY_PARTS
 from lib_ziplora.lora.lowrank import EXACT, RankRule
 
 from .adapter_samples import LINEAR, SAMPLES, loha, rand
@@ -143,6 +147,48 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path):
     parts["lokr_w2"] = torch.full_like(parts["lokr_w2"], torch.nan)
     with pytest.raises(LoraFileError, match=f"lokr_w2 of layer {Q} contains NaN"):
         read_lora(save(tmp_path / "a.safetensors", named(Q, parts)))
+
+
+SIZES = st.lists(st.integers(0, 4), max_size=4)
+PART = st.sampled_from(
+    sorted({*FAMILY_PARTS, "alpha", "scale", "weight", "lora_up.weight", "lora_down.weight"})
+)
+
+
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(PART, SIZES, min_size=1, max_size=7), st.sampled_from([Q, CONV, SKIP, NORM, TE1]))
+def test_whatever_the_parts_and_shapes_the_end_is_a_lora_or_a_sentence(tmp_path, parts, module):
+    content = {f"{module}.{part}": torch.ones(shape) for part, shape in parts.items()}
+    file = save(tmp_path / "a.safetensors", content)
+    for weights in (None, lambda name: torch.ones(4, 4), lambda name: torch.ones(4, 2, 3, 3)):
+        try:
+            lora = read_lora(file, weights)
+        except ZipLoraError as error:
+            assert "a.safetensors" in str(error)
+        else:
+            assert all(bool(torch.isfinite(layer.delta()).all()) for layer in lora.layers.values())
+
+
+def cut_or_changed(parts, seed):
+    """A module with one tensor left out, or of another shape."""
+    names = sorted(parts)
+    name = names[seed % len(names)]
+    if seed % 2:
+        return {part: tensor for part, tensor in parts.items() if part != name}
+    tensor = parts[name]
+    shape = (*tensor.shape[:-1], tensor.shape[-1] + 1) if tensor.ndim else (2,)
+    return {**parts, name: torch.ones(shape)}
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+@pytest.mark.parametrize("seed", range(8))
+def test_a_damaged_module_of_any_family_is_a_lora_or_a_sentence(tmp_path, name, seed):
+    sample = SAMPLES[name]
+    module = module_of(sample)
+    file = save(tmp_path / "a.safetensors", named(module, cut_or_changed(sample.parts, seed)))
+    with contextlib.suppress(ZipLoraError):
+        lora = read_lora(file, {module: sample.weight}.get)
+        assert lora.layers or lora.extras
 
 
 def test_a_flattened_convolution_gets_its_kernel_back(tmp_path):

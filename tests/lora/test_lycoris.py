@@ -197,6 +197,20 @@ def test_delta_equals_the_webui(name):
     assert_close(lycoris.delta_weight(sample.parts, sample.shape, sample.weight), theirs)
 
 
+@pytest.mark.webui
+@pytest.mark.skipif(not webui_networks.PRESENT, reason="needs ZIPLORA_WEBUI=<folder of a WebUI>")
+def test_the_webui_takes_a_bias_difference_beside_a_pair_but_not_alone():
+    make = rand(3)
+    pair, weight = lora(make, LINEAR), make(*LINEAR)
+    with_bias, bias = webui_networks.updown({**pair, "diff_b": make(12)}, weight)
+    assert with_bias.equal(webui_networks.updown(pair, weight)[0]) and bias is None
+    with pytest.raises(LookupError):
+        webui_networks.updown({"diff_b": make(12)}, weight)
+    norm = {"w_norm": make(12), "b_norm": make(12)}
+    difference, bias = webui_networks.updown(norm, make(12), strength=0.5)
+    assert difference.equal(0.5 * norm["w_norm"]) and bias.equal(0.5 * norm["b_norm"])
+
+
 def by_lycoris(name, sample):
     """LyCORIS's own functions on the same tensors."""
     functional = pytest.importorskip("lycoris.functional")

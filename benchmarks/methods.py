@@ -1,0 +1,108 @@
+"""The merges that ``benchmarks.quality`` compares, by name.
+
+A name is one of ``ALIASES``, ``np-lora``, ``sum:WS:WT`` (weights of subject and style), or any
+settings of the merge itself: ``ziplora,steps=20,start=closed-form``.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from lib_ziplora import job
+from lib_ziplora.config import LoraInput, MergeRequest, MergeSettings, settings_from
+from lib_ziplora.hosts.standalone import StandaloneHost
+from lib_ziplora.lora.file import read_lora, write_lora
+from lib_ziplora.merge.baseline import null_space_projection
+
+LORAS = Path(__file__).resolve().parent / "minixl" / "loras"
+SUBJECT_PROMPT = "a sks emoji"
+STYLE_PROMPT = "a cat emoji in szn style"
+BUDGET = {"trajectories": 4, "sampling_steps": 4, "guidance_scale": 5.0, "seed": 0}
+ALIASES = {
+    "sum": "sum:1:1",
+    "public": "ziplora,learning_rate=0.0001,similarity_lambda=0.01",
+    "paper": "ziplora,objective=paper,similarity_lambda=0.01",
+    "ours-0": "ziplora,similarity_lambda=0",
+    "ours-0.1": "ziplora,similarity_lambda=0.1",
+    "ours-1": "ziplora,similarity_lambda=1",
+    "ours-3": "ziplora,similarity_lambda=3",
+    "closed": "instant",
+    "closed+20": "ziplora,start=closed-form,steps=20,similarity_lambda=0.1",
+    "closed+100": "ziplora,start=closed-form,steps=100,similarity_lambda=0.1",
+}
+GRID = ((1.0, 0.7), (0.7, 1.0), (0.85, 0.85), (0.7, 0.7), (0.5, 0.5), (1.0, 0.5), (0.5, 1.0))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A subject and a style, each with its LoRA."""
+
+    subject: str
+    style: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.subject}:{self.style}"
+
+    def files(self) -> tuple[Path, Path]:
+        """The subject's LoRA and the style's."""
+        return (
+            LORAS / f"minixl_subject_{self.subject}.safetensors",
+            LORAS / f"minixl_style_{self.style}.safetensors",
+        )
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A merged LoRA and what its making cost.
+
+    Attributes:
+        file: the LoRA.
+        seconds: of the merge.
+        figures: parts of the merge's own report.
+    """
+
+    file: Path
+    seconds: float
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+def installed_pairs() -> list[Pair]:
+    """Every subject with every style."""
+    subjects, styles = (
+        sorted(path.stem.split("_", 2)[2] for path in LORAS.glob(f"minixl_{kind}_*.safetensors"))
+        for kind in ("subject", "style")
+    )
+    return [Pair(subject, style) for subject in subjects for style in styles]
+
+
+def settings_of(method: str) -> MergeSettings:
+    """The settings that a name such as ``ziplora,steps=20`` means, within the common budget."""
+    kind, *assignments = method.split(",")
+    values = dict(item.split("=", 1) for item in assignments)
+    return settings_from({**BUDGET, "method": kind, **values})
+
+
+def merge(method: str, pair: Pair, host: StandaloneHost, folder: Path) -> Merged:
+    """Merge a pair by a method's name; the file goes into ``folder``."""
+    spec = ALIASES.get(method, method)
+    target = folder / f"{method.replace(':', '_').replace(',', '_').replace('=', '_')}.safetensors"
+    started = time.monotonic()
+    if spec.split(":")[0].startswith("np-lora"):
+        subject, style = (read_lora(file) for file in pair.files())
+        strength = float(spec.partition(":")[2] or 0.5)
+        layers = null_space_projection(subject.layers, style.layers, strength)
+        write_lora(target, layers, overwrite=True)
+        return Merged(target, time.monotonic() - started)
+    subject_file, style_file = (str(file) for file in pair.files())
+    inputs = LoraInput(subject_file, SUBJECT_PROMPT), LoraInput(style_file, STYLE_PROMPT)
+    if spec.startswith("sum:"):
+        weights = [float(weight) for weight in spec.split(":")[1:]]
+        inputs = replace(inputs[0], weight=weights[0]), replace(inputs[1], weight=weights[1])
+        spec = "direct"
+    report = job.run(MergeRequest(*inputs, str(target), True, settings_of(spec)), host).to_json()
+    kept = ("heldout_loss_start", "heldout_loss_end", "mean_travel", "similarity_end")
+    figures = {name: report[name] for name in kept if isinstance(report.get(name), float)}
+    return Merged(target, time.monotonic() - started, figures)

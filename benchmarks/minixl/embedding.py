@@ -1,0 +1,240 @@
+"""A judge of pictures: two small networks that say which subject a picture shows, and in which style.
+
+    python -m benchmarks.minixl.embedding [--cache out/minixl-data]
+
+Trained from nothing on nine tenths of the true drawings (``data``), each as it is and as
+MiniXL's autoencoder gives it back, so that MiniXL's pictures lie in its domain; the other
+tenth says how far it can be trusted. Seeded; some minutes on one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from .data import CACHE, SIZE, STYLES, Drawings, load
+
+MODEL = Path(__file__).resolve().parent / "model"
+SUBJECT_EPOCHS, STYLE_EPOCHS = 24, 16
+BATCH, RATE, WIDTH = 64, 4e-3, 128
+HELDOUT, SEED = 10, 0
+
+
+class SubjectNet(nn.Module):
+    """64 x 64 pixels -> an embedding (n, WIDTH) and subject logits."""
+
+    def __init__(self, subjects: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            *_block(3, 32, 5, 2),
+            *_block(32, 48, 3, 2),
+            *_block(48, 96, 3, 1),
+            *_block(96, 128, 3, 2),
+            *_block(128, 128, 3, 1),
+            *_block(128, 192, 3, 2),
+            nn.Flatten(),
+            nn.Dropout(0.2),
+            nn.Linear(192 * 16, WIDTH),
+            nn.BatchNorm1d(WIDTH),
+        )
+        self.head = nn.Linear(WIDTH, subjects)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        embedding = self.body(x)
+        return embedding, self.head(F.relu(embedding))
+
+
+class StyleNet(nn.Module):
+    """64 x 64 pixels -> an embedding (n, 256) and style logits: fine texture first, place forgotten."""
+
+    def __init__(self, styles: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.PixelUnshuffle(2),
+            *_block(12, 32, 3, 1),
+            nn.MaxPool2d(2),
+            *_block(32, 64, 3, 1),
+            *_block(64, 96, 3, 2),
+            *_block(96, 128, 3, 1),
+        )
+        self.head = nn.Sequential(nn.Dropout(0.2), nn.Linear(256, styles))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.body(x)
+        embedding = torch.cat([features.mean((2, 3)), features.amax((2, 3))], 1)
+        return embedding, self.head(embedding)
+
+
+def _block(inputs: int, outputs: int, kernel: int, stride: int) -> list[nn.Module]:
+    convolution = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+    return [convolution, nn.BatchNorm2d(outputs), nn.ReLU()]
+
+
+def to_input(pixels: np.ndarray) -> Tensor:
+    """(n, h, w, 3) uint8 -> (n, 3, SIZE, SIZE) in -1..1; larger pictures by averaging areas."""
+    x = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return x if x.shape[-1] == SIZE else F.interpolate(x, size=SIZE, mode="area")
+
+
+@torch.no_grad()
+def through_autoencoder(x: Tensor, batch: int = 32) -> Tensor:
+    """What MiniXL's autoencoder makes of drawings: the best that MiniXL could draw."""
+    vae: Any = AutoencoderKL.from_pretrained(MODEL / "vae").float().eval()
+    parts = []
+    for part in x.split(batch):
+        large = F.interpolate(part, scale_factor=2, mode="bicubic").clamp(-1, 1)
+        back = vae.decode(vae.encode(large).latent_dist.mean).sample.clamp(-1, 1)
+        parts.append(F.interpolate(back, size=SIZE, mode="area"))
+    return torch.cat(parts)
+
+
+def both_versions(drawings: Drawings, cache: Path) -> Tensor:
+    """All drawings as they are and autoencoded, (2, n, 3, SIZE, SIZE); the latter kept in the cache."""
+    plain, file = to_input(drawings.pixels), cache / f"autoencoded-{SIZE}.npy"
+    if not file.is_file():
+        np.save(file, through_autoencoder(plain).half().numpy())
+    return torch.stack([plain, torch.from_numpy(np.load(file)).float()])
+
+
+def augment(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Shifts, scale, turn, mirror, colour and blur, each drawn anew for every picture."""
+
+    def draw(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(len(x), *shape, generator=generator)
+
+    zoom, angle = draw(0.85, 1.35), draw(-0.2, 0.2)
+    mirror = torch.where(draw(0, 1) < 0.5, -1.0, 1.0)
+    cos, sin = zoom * angle.cos(), zoom * angle.sin()
+    rows = [
+        torch.stack([cos * mirror, -sin, draw(-0.2, 0.2)], 1),
+        torch.stack([sin * mirror, cos, draw(-0.2, 0.2)], 1),
+    ]
+    grid = F.affine_grid(torch.stack(rows, 1), list(x.shape), align_corners=False)
+    moved = F.grid_sample(x - 1, grid, align_corners=False) + 1
+    mix = torch.eye(3) + draw(-0.15, 0.15, 3, 3)
+    coloured = torch.einsum("bij,bjhw->bihw", mix, moved - 1) * draw(0.8, 1.15, 1, 1, 1) + 1
+    soft = F.interpolate(F.avg_pool2d(coloured, 2), scale_factor=2, mode="bilinear")
+    blurred = torch.lerp(coloured, soft, draw(-0.5, 1.0, 1, 1, 1).clamp(min=0))
+    return (blurred + 0.02 * torch.randn(x.shape, generator=generator)).clamp(-1, 1)
+
+
+def split(count: int) -> tuple[Tensor, Tensor]:
+    """Rows to train on, and every ``HELDOUT``-th of a seeded order kept out."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(SEED))
+    return order[count // HELDOUT :], order[: count // HELDOUT]
+
+
+def train(net: nn.Module, versions: Tensor, truth: Tensor, rows: Tensor, epochs: int) -> None:
+    """Train a network on some rows of the drawings.
+
+    Args:
+        net: gives (embedding, logits).
+        versions: (versions, n, 3, SIZE, SIZE), of which one is drawn each time.
+        truth: (n,), the right class.
+        rows: which of the n.
+        epochs: passes over them.
+    """
+    adam = torch.optim.AdamW(net.parameters(), lr=RATE, weight_decay=0.05)
+    steps = math.ceil(len(rows) / BATCH)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(adam, RATE, epochs=epochs, steps_per_epoch=steps)
+    generator = torch.Generator().manual_seed(SEED)
+    net.train()
+    for _ in range(epochs):
+        for batch in rows[torch.randperm(len(rows), generator=generator)].split(BATCH):
+            which = torch.randint(len(versions), (len(batch),), generator=generator)
+            logits = net(augment(versions[which, batch], generator))[1]
+            loss = F.cross_entropy(logits, truth[batch], label_smoothing=0.1)
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+            schedule.step()
+    net.eval()
+
+
+def networks(drawings: Drawings) -> dict[str, tuple[nn.Module, Tensor, int]]:
+    """Name -> network with seeded weights, right classes of all drawings, epochs."""
+    torch.manual_seed(SEED)
+    return {
+        "subject": (SubjectNet(len(drawings.subjects)), torch.from_numpy(drawings.subject), SUBJECT_EPOCHS),
+        "style": (StyleNet(len(STYLES)), torch.from_numpy(drawings.style), STYLE_EPOCHS),
+    }
+
+
+@torch.no_grad()
+def accuracy(name: str, net: nn.Module, versions: Tensor, truth: Tensor) -> dict[str, float]:
+    """How well a network knows drawings that it was not trained on, as they are and autoencoded."""
+    found = {}
+    for version, x in zip(("drawn", "autoencoded"), versions, strict=True):
+        logits = net(x)[1]
+        ranks = ranks_of(logits, truth)
+        found[f"{name} top 1 ({version})"] = (ranks == 1).float().mean().item()
+        if name == "subject":
+            found[f"{name} top 5 ({version})"] = (ranks <= 5).float().mean().item()
+            found[f"{name} MRR ({version})"] = (1 / ranks).mean().item()
+        else:
+            found[f"{name} share ({version})"] = logits.softmax(1).gather(1, truth[:, None]).mean().item()
+    return found
+
+
+def ranks_of(logits: Tensor, truth: Tensor) -> Tensor:
+    """The rank of the true class of each row, 1 = first, as float."""
+    return (logits > logits.gather(1, truth[:, None])).sum(1).float() + 1
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The trained networks with what they know of the drawings, and how well."""
+
+    subject: nn.Module
+    style: nn.Module
+    drawings: Drawings
+    accuracy: dict[str, float]
+
+    @torch.no_grad()
+    def __call__(self, pixels: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        """(n, h, w, 3) uint8 -> unit embeddings (n, WIDTH), subject logits, style logits."""
+        x = to_input(pixels)
+        embedding, subjects = self.subject(x)
+        return F.normalize(embedding, dim=1), subjects, self.style(x)[1]
+
+
+def load_judge(cache: Path = CACHE) -> Judge:
+    """The judge from the cache folder, trained on first use."""
+    drawings = load(cache)
+    nets, figures = networks(drawings), {}
+    versions: Tensor | None = None
+    for name, (net, truth, epochs) in nets.items():
+        weights, note = cache / f"judge-{name}.pt", cache / f"judge-{name}.json"
+        if not (weights.is_file() and note.is_file()):
+            versions = both_versions(drawings, cache) if versions is None else versions
+            rows, kept_out = split(len(truth))
+            train(net, versions, truth, rows, epochs)
+            torch.save(net.state_dict(), weights)
+            found = accuracy(name, net, versions[:, kept_out], truth[kept_out])
+            note.write_text(json.dumps(found, indent=1), encoding="utf-8")
+        net.load_state_dict(torch.load(weights, weights_only=True))
+        figures.update(json.loads(note.read_text(encoding="utf-8")))
+    return Judge(nets["subject"][0].eval(), nets["style"][0].eval(), drawings, figures)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train the judge where there is none, and print its accuracy."""
+    parser = argparse.ArgumentParser("python -m benchmarks.minixl.embedding")
+    parser.add_argument("--cache", type=Path, default=CACHE, help="folder (default out/minixl-data)")
+    for name, value in load_judge(parser.parse_args(arguments).cache).accuracy.items():
+        print(f"{name:32} {value:.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,228 @@
+"""The routes: what each does, what it refuses, and how it is described in OpenAPI."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from fastapi import APIRouter, Depends, FastAPI, HTTPException
+from starlette.responses import JSONResponse
+
+from .. import job, overview
+from ..config import MergeRequest
+from ..errors import ConfigError, HostError, OutputError, ZipLoraError
+from ..hosts import Host, ServesApi
+from ..job.queue import Job, JobQueue, JobStateError, QueueFullError
+from ..origins import AllowedOrigins
+from . import views
+from .bodies import Schema, inspect_request, inspect_schema, merge_request, merge_schema
+from .guard import JSON, json_object, own_pages_only
+
+PREFIX = "/ziplora/v1"
+TAG = "ZipLoRA"
+STATUS: Sequence[tuple[type[ZipLoraError], int]] = (
+    (ConfigError, 422),
+    (QueueFullError, 429),
+    (JobStateError, 409),
+    (OutputError, 409),
+    (HostError, 409),
+    (ZipLoraError, 422),
+)
+"""Kind of error -> HTTP status; the first that fits counts."""
+BODY_PROBLEMS = {
+    400: "The body is no JSON",
+    413: "The body is too large",
+    415: "The body's Content-Type is not application/json",
+    422: "A field is unknown, missing or out of range, or a LoRA can't be used",
+}
+BODY = Depends(json_object)
+UNKNOWN_LORA = "There is no LoRA of that name"
+UNKNOWN_JOB = "There is no job of that id, or it is forgotten"
+
+
+def add_routes(
+    app: FastAPI,
+    host: Host,
+    *,
+    dependencies: Sequence[Any] = (),
+    origins: AllowedOrigins = AllowedOrigins(),  # noqa: B008  frozen
+) -> JobQueue:
+    """Put the API on an application.
+
+    Args:
+        app: FastAPI's, started or not.
+        host: where LoRAs are installed and merges run.
+        dependencies: FastAPI's ``Depends`` that every route asks first (authentication).
+        origins: web pages, other than the server's own, that may use the API.
+
+    Returns:
+        The queue of the merges, for the caller to stop in the end.
+    """
+    desk = _Desk(host)
+    own = Depends(own_pages_only(origins))
+    router = APIRouter(prefix=PREFIX, tags=[TAG], dependencies=[own, *dependencies])
+    _add_job_routes(router, desk)
+    _add_lora_routes(router, desk)
+    app.include_router(router)
+    app.openapi_schema = None
+    return desk.queue
+
+
+def add_webui_routes(app: FastAPI, host: Host) -> JobQueue | None:
+    """Put the API on the WebUI's application, as closed as the WebUI's own; None when that is off."""
+    access = host.api_access() if isinstance(host, ServesApi) else None
+    if access is None:
+        return None
+    return add_routes(app, host, dependencies=access.dependencies, origins=access.origins)
+
+
+class _Desk:
+    """What the endpoints do. They are plain functions, which FastAPI runs in its own threads."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.queue = JobQueue(host, wording=self._wording)
+        self._reading = threading.Lock()
+
+    def _wording(self, request: MergeRequest, sentence: str) -> str:
+        return views.without_folders(sentence, views.folders_of(self.host, request.output))
+
+    def merge(self, body: dict[str, Any] = BODY) -> views.Queued:
+        """Check the request and queue it; one merge runs after the other.
+
+        It waits for pictures that are being drawn, as they wait for it.
+        """
+        with _refusals():
+            request = merge_request(body)
+            for side in (request.subject, request.style):
+                self._require_installed(side.lora)
+            try:
+                queued = self.queue.submit(request)
+            except ZipLoraError as error:
+                raise type(error)(self._wording(request, str(error))) from error
+        return views.Queued(id=queued.id, state="queued")
+
+    def jobs(self) -> list[views.JobView]:
+        """The last 32 merges of this API, the oldest first."""
+        return [views.job_view(one) for one in self.queue.jobs()]
+
+    def job(self, job_id: str) -> views.JobView:
+        """The state of a merge: its progress, then its report or the sentence that says what was wrong."""
+        return views.job_view(self._find(job_id))
+
+    def interrupt(self, job_id: str) -> views.JobView:
+        """Stop a merge and throw its work away; one that waits is taken off the queue."""
+        return self._ask(job_id, self.queue.interrupt)
+
+    def finish(self, job_id: str) -> views.JobView:
+        """Have a running merge stop optimising and write what there is."""
+        return self._ask(job_id, self.queue.finish)
+
+    def loras(self) -> list[views.LoraView]:
+        """Every installed LoRA: base model, rank, layers, a prompt, and whether it can be merged."""
+        return views.lora_views(job.catalog(self.host))
+
+    def inspect(self, body: dict[str, Any] = BODY) -> dict[str, Any]:
+        """What is in a LoRA file; with ``other``, where the two overlap.
+
+        The overlap of a layer is the mean absolute cosine between the same columns of the two
+        delta weights: 0 when they use different columns, 1 when they pull in one direction.
+        """
+        with _refusals():
+            name, other, layers = inspect_request(body)
+            paths = [self._require_installed(one) for one in (name, other) if one]
+            with self._reading:  # one at a time: files can be large
+                if other:
+                    summary = overview.describe_pair(*paths)
+                else:
+                    summary = overview.describe_file(paths[0], layers=layers)
+        return views.overview_view(summary)
+
+    def settings(self) -> list[views.SettingView]:
+        """Every setting of a merge: label, help, range or choices, default."""
+        return views.setting_views()
+
+    def _ask(self, job_id: str, ask: Callable[[Job], None]) -> views.JobView:
+        found = self._find(job_id)
+        with _refusals():
+            ask(found)
+        return views.job_view(found)
+
+    def _find(self, job_id: str) -> Job:
+        found = self.queue.get(job_id)
+        if found is None:
+            raise HTTPException(
+                404, f"There is no job {job_id!r:.60} (the last {job.REMEMBERED} are remembered)."
+            )
+        return found
+
+    def _require_installed(self, name: str) -> Any:
+        """The file of a name that the host lists; paths and other ways to name a file are refused."""
+        for lora in self.host.loras():
+            if lora.name == name:
+                return lora.path
+        raise HTTPException(
+            404, f"There is no LoRA named {name!r:.200}. GET {PREFIX}/loras lists what there is."
+        )
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Our errors as HTTP statuses, in their own words."""
+    try:
+        yield
+    except ZipLoraError as error:
+        status = next(code for kind, code in STATUS if isinstance(error, kind))
+        raise HTTPException(status, str(error)) from error
+
+
+def _add_job_routes(router: APIRouter, desk: _Desk) -> None:
+    gone, late = {404: UNKNOWN_JOB}, {404: UNKNOWN_JOB, 409: "The job can't be asked that now"}
+    taken = {
+        404: UNKNOWN_LORA,
+        409: "The name is taken, or the model can't be used",
+        429: "The queue is full",
+    }
+    body = {**BODY_PROBLEMS, **taken}
+    _add(router, "POST", "/merge", desk.merge, "Merge two LoRAs", views.Queued, body, merge_schema(), 202)
+    _add(router, "GET", "/jobs", desk.jobs, "List the merges", list[views.JobView])
+    _add(router, "GET", "/jobs/{job_id}", desk.job, "Follow a merge", views.JobView, gone)
+    stop, finish = "/jobs/{job_id}/interrupt", "/jobs/{job_id}/finish"
+    _add(router, "POST", stop, desk.interrupt, "Interrupt a merge", views.JobView, late)
+    _add(router, "POST", finish, desk.finish, "Finish a merge now", views.JobView, late)
+
+
+def _add_lora_routes(router: APIRouter, desk: _Desk) -> None:
+    body = {**BODY_PROBLEMS, 404: UNKNOWN_LORA}
+    schema = inspect_schema()
+    _add(router, "GET", "/loras", desk.loras, "List the installed LoRAs", list[views.LoraView])
+    _add(router, "POST", "/inspect", desk.inspect, "Look into one LoRA or two", dict[str, Any], body, schema)
+    _add(router, "GET", "/settings", desk.settings, "List the settings", list[views.SettingView])
+
+
+def _add(
+    router: APIRouter,
+    method: str,
+    path: str,
+    endpoint: Callable[..., Any],
+    summary: str,
+    model: Any,
+    problems: dict[int, str] | None = None,
+    body: Schema | None = None,
+    status: int = 200,
+) -> None:
+    described = {**(problems or {}), 401: "Name or password is wrong", 403: "Sent by a page elsewhere"}
+    content = {JSON: {"schema": body}}
+    router.add_api_route(
+        path,
+        endpoint,
+        methods=[method],
+        summary=summary,
+        response_model=model,
+        status_code=status,
+        response_class=JSONResponse,
+        responses={code: {"model": views.Problem, "description": text} for code, text in described.items()},
+        openapi_extra={"requestBody": {"required": True, "content": content}} if body else None,
+    )

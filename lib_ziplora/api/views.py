@@ -1,0 +1,185 @@
+"""What the API answers: pydantic models, and how they are made. Names only, never a folder."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from ..config import setting_defaults, setting_fields
+from ..errors import OutputError
+from ..hosts import Host, Progress
+from ..job import CatalogEntry
+from ..job.queue import Job
+from .bodies import TYPE_NAMES
+
+
+class Problem(BaseModel):
+    """Why a request was refused."""
+
+    detail: str = Field(..., description="A sentence: what is wrong and what to do")
+
+
+class Queued(BaseModel):
+    """A merge that was taken."""
+
+    id: str = Field(..., description="For GET /ziplora/v1/jobs/{id}")
+    state: str = Field(..., description="queued")
+
+
+class ProgressView(BaseModel):
+    """How far a running merge is."""
+
+    stage: str = Field(..., description="reading, encoding, sampling, optimising, writing or done")
+    step: int = Field(..., description="Steps finished, all stages together")
+    total: int = Field(..., description="Steps of the whole run")
+    seconds_left: float | None = Field(None, description="An estimate; null while nothing is known")
+    text: str = Field(..., description="One line for people")
+    metrics: dict[str, float | None] = Field(
+        ..., description="loss, subject_loss, style_loss, similarity, travel while optimising"
+    )
+
+
+class JobView(BaseModel):
+    """One merge."""
+
+    id: str
+    state: str = Field(..., description="queued, running, done, failed or interrupted")
+    stopping: str = Field(..., description="interrupt or finish while a running job was asked to; else empty")
+    subject: str = Field(..., description="Name of the subject's LoRA")
+    style: str = Field(..., description="Name of the style's LoRA")
+    output: str = Field(..., description="Name of the merged LoRA")
+    created: float = Field(..., description="Seconds since 1970")
+    started: float | None = None
+    finished: float | None = None
+    progress: ProgressView | None = None
+    report: dict[str, Any] | None = Field(
+        None,
+        description="The figures of a merge that is done, as in the command line's --report, and its tag",
+    )
+    error: str | None = Field(None, description="A sentence, when it failed or was interrupted")
+
+
+class LoraView(BaseModel):
+    """One installed LoRA, judged by its tensors."""
+
+    name: str = Field(..., description="As in <lora:name:1>")
+    base: str = Field(..., description="sdxl, sd1, flux, ..., unknown; empty for an unreadable file")
+    rank: int = Field(..., description="The highest rank")
+    layers: int
+    prompt: str = Field(..., description="A prompt to start from, or empty")
+    usable: bool = Field(..., description="It can be merged")
+    reason: str = Field(..., description="Why not; empty when it can")
+
+
+class SettingView(BaseModel):
+    """One setting of a merge."""
+
+    name: str
+    type: str = Field(..., description="string, integer, number or boolean")
+    label: str
+    help: str
+    default: Any
+    minimum: float | None = None
+    maximum: float | None = None
+    step: float | None = None
+    choices: list[str] = Field(..., description="The values that it takes; empty when it takes others")
+    advanced: bool
+
+
+def job_view(job: Job) -> JobView:
+    """A job as the API shows it."""
+    request = job.request
+    return JobView(
+        id=job.id,
+        state=job.state,
+        stopping=job.stopping,
+        subject=request.subject.lora,
+        style=request.style.lora,
+        output=request.output,
+        created=job.created,
+        started=job.started or None,
+        finished=job.finished or None,
+        progress=_progress_view(job.progress),
+        report=_report(job),
+        error=job.error or None,
+    )
+
+
+def _progress_view(event: Progress | None) -> ProgressView | None:
+    return None if event is None else ProgressView(**_finite(dataclasses.asdict(event)))
+
+
+def _report(job: Job) -> dict[str, Any] | None:
+    if job.report is None:
+        return None
+    figures = {name: value for name, value in job.report.to_json().items() if name != "output"}
+    shown: dict[str, Any] = _finite({**figures, "tag": job.report.tag})
+    return shown
+
+
+def lora_views(entries: Collection[CatalogEntry]) -> list[LoraView]:
+    """The catalog without its paths."""
+    folders = {entry.path.parent for entry in entries}
+    kept = ("name", "base", "rank", "layers", "prompt", "usable")
+    return [
+        LoraView(
+            **{name: getattr(entry, name) for name in kept}, reason=without_folders(entry.reason, folders)
+        )
+        for entry in entries
+    ]
+
+
+def setting_views() -> list[SettingView]:
+    """Every setting, in the order of the configuration."""
+    defaults = setting_defaults()
+    return [
+        SettingView(
+            name=name,
+            type=TYPE_NAMES[type(defaults[name])],
+            default=defaults[name],
+            **{**dataclasses.asdict(option), "choices": list(option.choices)},
+        )
+        for name, option in setting_fields().items()
+    ]
+
+
+def overview_view(summary: dict[str, Any]) -> dict[str, Any]:
+    """A description of files (``overview``) without their paths."""
+    shown = {name: value for name, value in summary.items() if name != "file"}
+    if "files" in shown:
+        shown["files"] = [overview_view(one) for one in shown["files"]]
+    cleaned: dict[str, Any] = _finite(shown)
+    return cleaned
+
+
+def folders_of(host: Host, output: str) -> set[Path]:
+    """The folders that a sentence about an installed LoRA, or about writing ``output``, may name."""
+    folders = {lora.path.parent for lora in host.loras()}
+    with contextlib.suppress(OutputError):
+        folders.add(host.output_path(output).parent)
+    return folders
+
+
+def without_folders(sentence: str, folders: Collection[Path]) -> str:
+    """A sentence for people with the names of files, but not of their folders."""
+    for folder in sorted(map(str, folders), key=len, reverse=True):
+        for mark in {os.sep, "/"}:
+            sentence = sentence.replace(f"{folder}{mark}", "")
+        sentence = sentence.replace(folder, "the LoRA folder")
+    return sentence
+
+
+def _finite(value: Any) -> Any:
+    """Plain data for JSON, which has no NaN and no infinity: null stands for them."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
