@@ -33,6 +33,10 @@ REQUEST_FIELDS = (
     "output",
     "overwrite",
 )
+FORGOTTEN = (
+    "The merge that ran here is not known any more: the UI was reloaded or the program restarted since. "
+    "If its LoRA is not in the list, merge again."
+)
 REMEMBERED_TASKS = 16
 LONGEST_STEM = 160
 """Bytes of a suggested name, so that a number and an extension still fit."""
@@ -227,9 +231,9 @@ class Desk:
         return text.bar(task.state, task.progress, task.stopping) if task else text.bar("unknown", None)
 
     def outcome(self, ticket: str) -> Outcome | None:
-        """How a task ended, or None while it lasts or when nobody remembers it."""
+        """How a task ended, or None while it lasts; a notice when nobody remembers it."""
         task = self._tasks.get(ticket)
-        return task.outcome if task else None
+        return task.outcome if task else Outcome(text.notice(FORGOTTEN, "forgotten"))
 
     def interrupt(self, ticket: str) -> str:
         """Stop a task and throw its work away; one that still waits is taken off the queue.

@@ -270,6 +270,7 @@ def test_reload_ui_in_the_middle_of_a_merge(tab: Tab, txt2img: Txt2img, webui: W
     start_long(tab, "lost by reload")
     real.reload_ui(tab.page, webui)
     real.show_tab(tab.page, "ZipLoRA")
+    expect(tab.outcome("forgotten")).to_contain_text("merge again")
     tab.idle()
     assert webui.files() == files
     assert np.array_equal(txt2img.draw(OTHER_LORA), picture)

@@ -70,6 +70,14 @@ def test_a_trajectory_takes_ddim_steps_along_the_guided_prediction(extra):
     assert torch.equal(target, toward.expand(3, -1, -1, -1))
 
 
+def test_a_scale_is_never_below_a_thousandth_of_the_mean():
+    x_t, t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(2)), torch.tensor([9, 500])
+    base = x_t.clone()
+    base[1] += 2.0
+    scale = assemble(x_t, t, conditioning(1), x_t, base).scale
+    torch.testing.assert_close(scale, torch.tensor([2.0 * 1e-3, 4.0]))
+
+
 def test_a_lora_without_effect_is_refused():
     x_t, t, cond = torch.randn(2, 4, 8, 8), torch.tensor([9, 500]), conditioning(1)
     require_effect(assemble(x_t, t, cond, x_t, 0.999 * x_t), "mine")

@@ -223,6 +223,8 @@ def test_only_recent_tasks_are_remembered(desk: Desk) -> None:
     assert len(set(tickets)) == len(tickets)
     assert all(ticket.startswith("task(") and ticket.endswith(")") for ticket in tickets)
     assert 'data-state="unknown"' in desk.bar(tickets[0])
+    forgotten = desk.outcome(tickets[0])
+    assert forgotten is not None and "not known any more" in forgotten.html and forgotten.tag == ""
     assert 'data-state="waiting"' in desk.bar(tickets[-1])
 
 

@@ -84,7 +84,9 @@ def test_the_host_knows_how_many_values_a_merge_gives_back() -> None:
     host = FakeHost()
     page = tab.build(host)
     merges = [d for d in page.config["dependencies"] if "submit_ziplora(" in str(d["js"])]
-    assert [len(d["outputs"]) for d in merges if "window.submit_ziplora" not in d["js"]] == host.wrapped_outputs
+    assert [
+        len(d["outputs"]) for d in merges if "window.submit_ziplora" not in d["js"]
+    ] == host.wrapped_outputs
 
 
 def test_prefilled_boxes_follow_the_pick_until_the_user_types() -> None:
