@@ -237,6 +237,8 @@ def _coerce(name: str, default: Any, value: Any) -> Any:
         if str(value).strip().lower() not in words:
             raise ConfigError(f"{name} must be true or false, not {value!r}.")
         return words[str(value).strip().lower()]
+    if kind is str and not isinstance(value, str):
+        raise ConfigError(f"{name} must be text, not {value!r}.")
     try:
         if kind is int and isinstance(value, (float, str)) and float(value) != int(float(value)):
             raise ValueError(value)

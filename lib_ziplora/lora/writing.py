@@ -68,7 +68,7 @@ def check_output(path: str | os.PathLike[str], overwrite: bool = False, size: in
         raise _unwritable(file, error) from error
     if size > free:
         raise OutputError(
-            f"{file.name} needs {size >> 20} MB, but {file.parent} has {free >> 20} MB left. Make room."
+            f"{file.name} needs {-(-size >> 20)} MB, but {file.parent} has {free >> 20} MB left. Make room."
         )
 
 

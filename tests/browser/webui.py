@@ -26,9 +26,9 @@ from playwright.sync_api import Locator, Page, expect
 
 from .conftest import MINIXL, free_port
 
-ROOT = Path(os.environ.get("ZIPLORA_WEBUI", ""))
-PYTHON = os.environ.get("ZIPLORA_WEBUI_PYTHON", "")
-PRESENT = (ROOT / "webui.py").is_file() and bool(PYTHON)
+ROOT = Path(os.environ.get("ZIPLORA_WEBUI", "")).absolute()
+PYTHON = Path(os.environ.get("ZIPLORA_WEBUI_PYTHON", "")).absolute()
+PRESENT = (ROOT / "webui.py").is_file() and PYTHON.is_file()
 REASON = "needs ZIPLORA_WEBUI=<folder of a WebUI> and ZIPLORA_WEBUI_PYTHON=<its Python>"
 START_SECONDS = 300
 PICTURE_MS = 120_000
@@ -120,7 +120,7 @@ def running(folder: Path) -> Iterator[Webui]:
     log = folder / "webui.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [PYTHON, "launch.py", *ARGUMENTS.split(), *options],
+            [str(PYTHON), "launch.py", *ARGUMENTS.split(), *options],
             cwd=ROOT,
             env={**os.environ, **ENVIRONMENT, "SD_WEBUI_CACHE_DIR": str(folder / "cache")},
             stdin=subprocess.DEVNULL,

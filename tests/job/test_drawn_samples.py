@@ -10,6 +10,10 @@ import torch
 from lib_ziplora import job
 from lib_ziplora.config import LoraInput, MergeRequest, MergeSettings
 from lib_ziplora.job import training
+from lib_ziplora.job.report import Learnt
+from lib_ziplora.lora.file import read_lora
+from lib_ziplora.lora.keys import canonical_modules
+from lib_ziplora.merge.loss import effect
 
 from .pico_host import PicoHost, module_names, write_kohya
 
@@ -36,12 +40,10 @@ def drawn(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "optimize", watched_optimize)
     monkeypatch.setattr(training, "evaluate", watched_evaluate)
 
-    def run(seed):
+    def run(seed, subject=REQUEST.subject):
         settings = dataclasses.replace(SETTINGS, seed=seed)
-        job.run(
-            dataclasses.replace(REQUEST, settings=settings, output=f"both{seed}", overwrite=True),
-            PicoHost(tmp_path),
-        )
+        request = dataclasses.replace(REQUEST, settings=settings, subject=subject, overwrite=True)
+        job.run(request, PicoHost(tmp_path))
         return seen["train"], seen["heldout"]
 
     return run
@@ -67,3 +69,28 @@ def test_the_seed_decides_the_samples(drawn):
     for a, b, c in zip(first, again, other, strict=True):
         assert torch.equal(a.x_t, b.x_t) and torch.equal(a.t, b.t)
         assert distances(a, c).min() > 0.1
+
+
+@pytest.mark.parametrize("weight", [1.0, -0.6])
+def test_the_teacher_is_the_lora_at_the_users_weight_and_the_scale_its_effect_on_the_base(
+    drawn, tmp_path, weight
+):
+    train, _ = drawn(0, LoraInput("dog", "a dog", weight))
+    host = PicoHost(tmp_path)
+    part, modules = train[0], canonical_modules(host.unet)
+    with torch.no_grad():
+        base = host.denoiser.predict(part.x_t, part.t, part.cond)
+        for name, layer in read_lora(tmp_path / "dog.safetensors").unet_layers().items():
+            modules[name].weight += weight * layer.delta().reshape(modules[name].weight.shape)
+        teacher = host.denoiser.predict(part.x_t, part.t, part.cond)
+    torch.testing.assert_close(part.target, teacher, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(part.scale, effect(teacher, base), rtol=1e-2, atol=1e-4)
+
+
+def test_a_merge_that_is_worse_than_the_plain_sum_says_so():
+    figures = {"steps": 9, "mean_travel": 0.3, "similarity_start": 1.0, "similarity_end": 0.5}
+    losses = {"loss_start": 2.0, "loss_end": 1.0, "skipped_steps": 0, "stopped_early": False}
+    better = Learnt(**figures, **losses, heldout_loss_start=2.0, heldout_loss_end=1.0)
+    assert better.warnings() == []
+    (warning,) = dataclasses.replace(better, heldout_loss_end=2.5).warnings()
+    assert "2.50 against 2.00" in warning

@@ -117,3 +117,28 @@ def test_fp16_starts_with_a_loss_scale_and_other_dtypes_do_not():
             denoiser, denoiser.modules(), train, SETTINGS, MergerCoefficients.ones(concepts)
         )
         assert (stepper.loss_scale > 1000) == scaled
+
+
+def test_without_any_lora_the_evaluation_gives_one_for_each_concept_and_with_one_alone_zero_for_it():
+    denoiser, concepts, _, heldout = world()
+    modules = denoiser.modules()
+    coefficients = MergerCoefficients.ones(concepts)
+    for m in coefficients.parameters():
+        m.data.zero_()
+    assert loop.evaluate(denoiser, modules, coefficients, heldout) == pytest.approx(2.0, rel=1e-4)
+    for layer in coefficients.layers.values():
+        layer.m.data[0] = 1
+    assert loop.evaluate(denoiser, modules, coefficients, heldout[:1]) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_checkpointing_reaches_layers_whose_inputs_need_no_gradient():
+    denoiser, concepts, train, _ = world()
+    inside = [{n: layer for n, layer in one.items() if "blocks" in n} for one in concepts]
+    found = []
+    for recompute in (False, True):
+        coefficients = MergerCoefficients.ones(inside)
+        step = loop._Stepper(denoiser, denoiser.modules(), train, SETTINGS, coefficients)
+        step.plans = [loop.Plan(True, recompute)]
+        step([0, 0])
+        found.append(torch.cat([m.grad.flatten() for m in coefficients.parameters()]))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-7)
