@@ -23,6 +23,9 @@ Checkpointing = Literal["auto", "on", "off"]
 Batching = Literal["auto", "together", "separate"]
 
 
+PAPER_LAMBDA = 0.01
+
+
 @dataclass(frozen=True)
 class Option:
     """How people see a setting: label, help, range or choices."""
@@ -159,6 +162,13 @@ class MergeSettings:
         advanced=True,
     )
 
+    split: bool = _option(
+        False,
+        "Subject and style as files too",
+        "Also writes name_subject and name_style, which at 1 and 1 equal the merged file: a prompt can turn either",
+        advanced=True,
+    )
+
     @property
     def updates(self) -> int:
         """Updates of the loop: none but for the ziplora method."""
@@ -169,12 +179,14 @@ class MergeSettings:
         """Whether the closed form is needed."""
         return self.method == "instant" or (self.method == "ziplora" and self.start == "closed-form")
 
-    split: bool = _option(
-        False,
-        "Subject and style as files too",
-        "Also writes name_subject and name_style, which at 1 and 1 equal the merged file: a prompt can turn either",
-        advanced=True,
-    )
+    def remarks(self) -> list[str]:
+        """Settings that are allowed but hardly meant, as sentences."""
+        if self.updates and self.objective == "paper" and self.similarity_lambda != PAPER_LAMBDA:
+            return [
+                f"The paper's objective was used with a similarity weight of {self.similarity_lambda:g}; "
+                f"the paper's is {PAPER_LAMBDA:g}."
+            ]
+        return []
 
     def __post_init__(self) -> None:
         if parse_rank(self.rank) is not None and self.split:

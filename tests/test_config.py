@@ -83,3 +83,8 @@ def test_impossible_weights_are_refused(weight: float) -> None:
 def test_a_lora_must_be_chosen() -> None:
     with pytest.raises(ConfigError, match="No LoRA"):
         LoraInput("")
+
+
+def test_a_text_setting_takes_text_only():
+    with pytest.raises(ConfigError, match="negative_prompt must be text"):
+        settings_from({"negative_prompt": None})

@@ -224,7 +224,7 @@ def _report(
     loras = (inputs.subject, inputs.style)
     warnings += [sentence for lora in loras if (sentence := converted_warning(lora))]
     warnings += extras_warnings(loras, inputs.extras(layers))
-    warnings += learnt.warnings() if learnt else []
+    warnings += settings.remarks() + (learnt.warnings() if learnt else [])
     if not pairing.common:
         warnings.append("The two LoRAs have no layer in common: the file holds both side by side.")
     return MergeReport(

@@ -342,3 +342,10 @@ def test_a_short_loop_from_the_closed_form_is_better_than_either_alone(host):
     both = job.run(request(steps=6, start="closed-form", output="c"), host)
     assert both.steps == 6
     assert both.heldout_loss_end < min(alone.heldout_loss_end, short.heldout_loss_end)
+
+
+def test_the_papers_objective_with_another_weight_than_the_papers_is_remarked(host):
+    loud = job.run(request(objective="paper", similarity_lambda=0.1), host)
+    quiet = job.run(request(objective="paper", similarity_lambda=0.01, output="b"), host)
+    assert any("the paper's is 0.01" in warning for warning in loud.warnings)
+    assert not any("the paper's is" in warning for warning in quiet.warnings)
