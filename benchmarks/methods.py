@@ -1,7 +1,8 @@
 """The merges that ``benchmarks.quality`` compares, by name.
 
-A name is one of ``ALIASES``, ``np-lora``, ``sum:WS:WT`` (weights of subject and style), or any
-settings of the merge itself: ``ziplora,steps=20,start=closed-form``.
+A name is one of ``ALIASES``, ``np-lora[:MU]``, ``sum:WS:WT`` (weights of subject and style), any
+settings of the merge itself, ``ziplora,steps=20,start=closed-form``, or ``blend:SHARE:METHOD``, which
+lies between the plain sum (share 0) and another method (share 1).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from lib_ziplora import job
 from lib_ziplora.config import LoraInput, MergeRequest, MergeSettings, settings_from
 from lib_ziplora.hosts.standalone import StandaloneHost
+from lib_ziplora.lora.algebra import merge_layers
 from lib_ziplora.lora.file import read_lora, write_lora
 from lib_ziplora.merge.baseline import null_space_projection
 
@@ -88,7 +90,9 @@ def settings_of(method: str) -> MergeSettings:
 def merge(method: str, pair: Pair, host: StandaloneHost, folder: Path) -> Merged:
     """Merge a pair by a method's name; the file goes into ``folder``."""
     spec = ALIASES.get(method, method)
-    target = folder / f"{method.replace(':', '_').replace(',', '_').replace('=', '_')}.safetensors"
+    if spec.startswith("blend:"):
+        return _blend(spec, pair, host, folder)
+    target = _target(method, folder)
     started = time.monotonic()
     if spec.split(":")[0].startswith("np-lora"):
         subject, style = (read_lora(file) for file in pair.files())
@@ -106,3 +110,20 @@ def merge(method: str, pair: Pair, host: StandaloneHost, folder: Path) -> Merged
     kept = ("heldout_loss_start", "heldout_loss_end", "mean_travel", "similarity_end")
     figures = {name: report[name] for name in kept if isinstance(report.get(name), float)}
     return Merged(target, time.monotonic() - started, figures)
+
+
+def _target(method: str, folder: Path) -> Path:
+    return folder / f"{method.replace(':', '_').replace(',', '_').replace('=', '_')}.safetensors"
+
+
+def _blend(spec: str, pair: Pair, host: StandaloneHost, folder: Path) -> Merged:
+    """SHARE of another method's delta weights, and the rest of the plain sum's."""
+    _, share, other = spec.split(":", 2)
+    parts = [
+        (merge("sum", pair, host, folder), 1 - float(share)),
+        (merge(other, pair, host, folder), float(share)),
+    ]
+    layers = [(read_lora(made.file).layers, weight) for made, weight in parts]
+    merged = merge_layers(layers[0][0], layers[1][0], layers[0][1], layers[1][1])
+    write_lora(_target(spec, folder), merged, overwrite=True)
+    return Merged(_target(spec, folder), parts[1][0].seconds)

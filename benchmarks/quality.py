@@ -131,7 +131,7 @@ class Bench:
                     values[key] = float(np.mean(numbers))
             for prompt, single, measure in (
                 ("subject", SUBJECT_ALONE, "subject_rr"),
-                ("style", STYLE_ALONE, "style_share"),
+                ("style", STYLE_ALONE, "style_rr"),
             ):
                 own = self.scores.get(single, {}).get(prompt, {})
                 ours = by_prompt[prompt]
@@ -150,7 +150,7 @@ def report(bench: Bench, json_file: Path | None) -> str:
     text = scoring.table(rows, extra, "sum", [pair.name for pair in bench.pairs])
     text += (
         f"\n\nchance: headline {chance['headline']:.3f}, subject {chance['subject_rr']:.3f}, style "
-        f"{chance['style_share']:.2f}; {len(bench.seeds)} seeds a pair ({bench.singles} for the single concepts)\n"
+        f"{chance['style_rr']:.2f}; {len(bench.seeds)} seeds a pair ({bench.singles} for the single concepts)\n"
         f"the judge on real drawings that it was not trained on: "
         + ", ".join(f"{name} {value:.2f}" for name, value in bench.judge.accuracy.items())
     )

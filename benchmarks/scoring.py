@@ -14,14 +14,15 @@ from benchmarks.minixl.embedding import Judge, ranks_of, through_autoencoder, to
 RESAMPLES = 4000
 Scores = dict[str, np.ndarray]
 """Measure -> one value a picture, (pictures,)."""
-MEASURES = ("subject_rr", "subject_top1", "subject_top5", "style_share", "style_top1", "distance")
+MEASURES = ("subject_rr", "subject_top1", "subject_top5", "style_rr", "style_top1", "style_share", "distance")
 
 
 def score(judge: Judge, pixels: np.ndarray, subject: str, style: str) -> Scores:
     """Judge pictures (n, h, w, 3) that should show ``subject`` in ``style``.
 
-    ``subject_rr`` is the reciprocal rank of the subject among all; ``style_share`` the judge's
-    probability of the style; ``distance`` the cosine distance to the true drawing.
+    ``subject_rr`` and ``style_rr`` are the reciprocal ranks of the right subject and style among
+    all; ``style_share`` the judge's probability of the style; ``distance`` the cosine distance to
+    the true drawing.
     """
     embedding, subjects, styles = judge(pixels)
     count = len(pixels)
@@ -32,6 +33,7 @@ def score(judge: Judge, pixels: np.ndarray, subject: str, style: str) -> Scores:
         "subject_rr": (1 / ranks).numpy(),
         "subject_top1": (ranks <= 1).float().numpy(),
         "subject_top5": (ranks <= 5).float().numpy(),
+        "style_rr": (1 / ranks_of(styles, style_row)).numpy(),
         "style_share": styles.softmax(1)[torch.arange(count), style_row].numpy(),
         "style_top1": (ranks_of(styles, style_row) <= 1).float().numpy(),
         "distance": (1 - torch.cosine_similarity(embedding, truth[None])).numpy(),
@@ -76,7 +78,7 @@ def summarise(scores: Mapping[str, Scores]) -> Row:
     """
     resampled, by_pair = [], {}
     for pair, found in scores.items():
-        subject, style = found["subject_rr"], found["style_share"]
+        subject, style = found["subject_rr"], found["style_rr"]
         rows = np.random.default_rng(0).integers(len(subject), size=(RESAMPLES, len(subject)))
         resampled.append(headline(subject[rows].mean(1), style[rows].mean(1)))
         by_pair[pair] = float(headline(subject.mean(), style.mean()))
@@ -96,14 +98,15 @@ def difference(row: Row, other: Row) -> tuple[float, float, float]:
 def chance(judge: Judge) -> dict[str, float]:
     """What guessing gives."""
     count = len(judge.drawings.subjects)
-    rr = float((1 / np.arange(1, count + 1)).mean())
+    rr, style_rr = (float((1 / np.arange(1, number + 1)).mean()) for number in (count, len(STYLES)))
     return {
         "subject_rr": rr,
         "subject_top1": 1 / count,
         "subject_top5": 5 / count,
+        "style_rr": style_rr,
         "style_share": 1 / len(STYLES),
         "style_top1": 1 / len(STYLES),
-        "headline": float(headline(rr, 1 / len(STYLES))),
+        "headline": float(headline(rr, style_rr)),
     }
 
 
@@ -113,7 +116,17 @@ def table(
     """A Markdown table, best headline first; ``extra`` holds columns beside the scores."""
     names = sorted(rows, key=lambda name: -rows[name].means["headline"])
     titles = ["method", "headline", "95 %", f"less {against} (95 %)", "subject", "top 1", "top 5"]
-    titles += ["style", "style top 1", "distance", "keeps subject", "keeps style", "held-out", "travel", "s"]
+    titles += [
+        "style",
+        "top 1",
+        "share",
+        "distance",
+        "keeps subject",
+        "keeps style",
+        "held-out",
+        "travel",
+        "s",
+    ]
     lines = ["| " + " | ".join([*titles, *pairs]) + " |", "|" + "---|" * (len(titles) + len(pairs))]
     for name in names:
         row, more = rows[name], extra.get(name, {})

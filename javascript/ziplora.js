@@ -6,6 +6,8 @@
 
     const TASK_KEY = "ziplora_task";
     const POLL_MS = 400;
+    const RESTORE_MS = 500;
+    const RESTORE_TRIES = 40;
     let task = "";
     let timer = null;
 
@@ -57,8 +59,7 @@
         const ended = () => {
             if (task !== ticket) return;
             if (restored) {
-                press("ziplora_restore");
-                setTimeout(finished, 300);
+                fetchOutcome(RESTORE_TRIES);
             } else if (inWebui()) {
                 showRunning(false);
             }
@@ -69,6 +70,16 @@
         } else {
             poll(ticket, ended);
         }
+    }
+
+    // A page that has just been loaded loses clicks until gradio listens: ask until there is an answer.
+    function fetchOutcome(tries) {
+        if (tries === 0 || find("#ziplora_result [data-outcome]")) {
+            finished();
+            return;
+        }
+        press("ziplora_restore");
+        setTimeout(() => fetchOutcome(tries - 1), RESTORE_MS);
     }
 
     function poll(ticket, ended) {
@@ -90,7 +101,8 @@
     function finished() {
         clearInterval(timer);
         if (!inWebui()) press("ziplora_poll");
-        remember("");
+        // Without an answer (the server went away) the ticket is kept, so that the next page can ask.
+        if (find("#ziplora_result [data-outcome]")) remember("");
         showRunning(false);
         setTimeout(() => {
             if (!find('#ziplora_result [data-outcome="done"]')) return;

@@ -16,7 +16,7 @@ from lib_ziplora.lora.layer import LoraLayer
 
 def scores(subject: list[float], style: list[float]) -> scoring.Scores:
     found = {name: np.zeros(len(subject)) for name in scoring.MEASURES}
-    return found | {"subject_rr": np.array(subject), "style_share": np.array(style)}
+    return found | {"subject_rr": np.array(subject), "style_rr": np.array(style)}
 
 
 def test_the_headline_is_the_harmonic_mean_of_each_pairs_means():

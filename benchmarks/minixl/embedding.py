@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from .data import CACHE, SIZE, STYLES, Drawings, load
 
 MODEL = Path(__file__).resolve().parent / "model"
-SUBJECT_EPOCHS, STYLE_EPOCHS = 24, 16
 BATCH, RATE, WIDTH = 64, 4e-3, 128
 HELDOUT, SEED = 10, 0
 
@@ -107,23 +106,32 @@ def both_versions(drawings: Drawings, cache: Path) -> Tensor:
     return torch.stack([plain, torch.from_numpy(np.load(file)).float()])
 
 
-def augment(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Shifts, scale, turn, mirror, colour and blur, each drawn anew for every picture."""
+def augment(x: Tensor, generator: torch.Generator, strength: float = 1.0) -> Tensor:
+    """Shifts, scale, turn, mirror, colour and blur, each drawn anew for every picture.
+
+    Args:
+        x: (n, 3, h, w) in -1..1.
+        generator: on the CPU.
+        strength: of the changes in place and colour; where a drawing sits in its frame and its
+            exact colours are part of a style, not of a subject.
+    """
 
     def draw(low: float, high: float, *shape: int) -> Tensor:
         return low + (high - low) * torch.rand(len(x), *shape, generator=generator)
 
-    zoom, angle = draw(0.85, 1.35), draw(-0.2, 0.2)
+    zoom, angle = 1 + strength * draw(-0.15, 0.35), strength * draw(-0.2, 0.2)
     mirror = torch.where(draw(0, 1) < 0.5, -1.0, 1.0)
     cos, sin = zoom * angle.cos(), zoom * angle.sin()
+    shift = strength * draw(-0.2, 0.2, 2)
     rows = [
-        torch.stack([cos * mirror, -sin, draw(-0.2, 0.2)], 1),
-        torch.stack([sin * mirror, cos, draw(-0.2, 0.2)], 1),
+        torch.stack([cos * mirror, -sin, shift[:, 0]], 1),
+        torch.stack([sin * mirror, cos, shift[:, 1]], 1),
     ]
     grid = F.affine_grid(torch.stack(rows, 1), list(x.shape), align_corners=False)
-    moved = F.grid_sample(x - 1, grid, align_corners=False) + 1
-    mix = torch.eye(3) + draw(-0.15, 0.15, 3, 3)
-    coloured = torch.einsum("bij,bjhw->bihw", mix, moved - 1) * draw(0.8, 1.15, 1, 1, 1) + 1
+    moved = F.grid_sample(x - 1, grid, align_corners=False)
+    mix = torch.eye(3) + strength * draw(-0.15, 0.15, 3, 3)
+    light = 1 + strength * draw(-0.2, 0.15, 1, 1, 1)
+    coloured = torch.einsum("bij,bjhw->bihw", mix, moved) * light + 1
     soft = F.interpolate(F.avg_pool2d(coloured, 2), scale_factor=2, mode="bilinear")
     blurred = torch.lerp(coloured, soft, draw(-0.5, 1.0, 1, 1, 1).clamp(min=0))
     return (blurred + 0.02 * torch.randn(x.shape, generator=generator)).clamp(-1, 1)
@@ -135,40 +143,57 @@ def split(count: int) -> tuple[Tensor, Tensor]:
     return order[count // HELDOUT :], order[: count // HELDOUT]
 
 
-def train(net: nn.Module, versions: Tensor, truth: Tensor, rows: Tensor, epochs: int) -> None:
-    """Train a network on some rows of the drawings.
+@dataclass(frozen=True)
+class Task:
+    """One of the judge's two questions.
+
+    Attributes:
+        net: gives (embedding, logits); seeded, untrained.
+        truth: (n,), the right class of every drawing.
+        epochs: passes over the drawings.
+        strength: of the augmentation.
+    """
+
+    net: nn.Module
+    truth: Tensor
+    epochs: int
+    strength: float
+
+
+def tasks(drawings: Drawings) -> dict[str, Task]:
+    """Subject and style."""
+    torch.manual_seed(SEED)
+    subjects, styles = torch.from_numpy(drawings.subject), torch.from_numpy(drawings.style)
+    return {
+        "subject": Task(SubjectNet(len(drawings.subjects)), subjects, 30, 1.0),
+        "style": Task(StyleNet(len(STYLES)), styles, 30, 0.25),
+    }
+
+
+def train(task: Task, versions: Tensor, rows: Tensor) -> None:
+    """Train a task's network on some rows of the drawings.
 
     Args:
-        net: gives (embedding, logits).
+        task: what to learn.
         versions: (versions, n, 3, SIZE, SIZE), of which one is drawn each time.
-        truth: (n,), the right class.
         rows: which of the n.
-        epochs: passes over them.
     """
+    net = task.net
     adam = torch.optim.AdamW(net.parameters(), lr=RATE, weight_decay=0.05)
     steps = math.ceil(len(rows) / BATCH)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(adam, RATE, epochs=epochs, steps_per_epoch=steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(adam, RATE, epochs=task.epochs, steps_per_epoch=steps)
     generator = torch.Generator().manual_seed(SEED)
     net.train()
-    for _ in range(epochs):
+    for _ in range(task.epochs):
         for batch in rows[torch.randperm(len(rows), generator=generator)].split(BATCH):
             which = torch.randint(len(versions), (len(batch),), generator=generator)
-            logits = net(augment(versions[which, batch], generator))[1]
-            loss = F.cross_entropy(logits, truth[batch], label_smoothing=0.1)
+            logits = net(augment(versions[which, batch], generator, task.strength))[1]
+            loss = F.cross_entropy(logits, task.truth[batch], label_smoothing=0.1)
             adam.zero_grad()
             loss.backward()
             adam.step()
             schedule.step()
     net.eval()
-
-
-def networks(drawings: Drawings) -> dict[str, tuple[nn.Module, Tensor, int]]:
-    """Name -> network with seeded weights, right classes of all drawings, epochs."""
-    torch.manual_seed(SEED)
-    return {
-        "subject": (SubjectNet(len(drawings.subjects)), torch.from_numpy(drawings.subject), SUBJECT_EPOCHS),
-        "style": (StyleNet(len(STYLES)), torch.from_numpy(drawings.style), STYLE_EPOCHS),
-    }
 
 
 @torch.no_grad()
@@ -212,20 +237,20 @@ class Judge:
 def load_judge(cache: Path = CACHE) -> Judge:
     """The judge from the cache folder, trained on first use."""
     drawings = load(cache)
-    nets, figures = networks(drawings), {}
+    questions, figures = tasks(drawings), {}
     versions: Tensor | None = None
-    for name, (net, truth, epochs) in nets.items():
+    for name, task in questions.items():
         weights, note = cache / f"judge-{name}.pt", cache / f"judge-{name}.json"
         if not (weights.is_file() and note.is_file()):
             versions = both_versions(drawings, cache) if versions is None else versions
-            rows, kept_out = split(len(truth))
-            train(net, versions, truth, rows, epochs)
-            torch.save(net.state_dict(), weights)
-            found = accuracy(name, net, versions[:, kept_out], truth[kept_out])
+            rows, kept_out = split(len(task.truth))
+            train(task, versions, rows)
+            torch.save(task.net.state_dict(), weights)
+            found = accuracy(name, task.net, versions[:, kept_out], task.truth[kept_out])
             note.write_text(json.dumps(found, indent=1), encoding="utf-8")
-        net.load_state_dict(torch.load(weights, weights_only=True))
+        task.net.load_state_dict(torch.load(weights, weights_only=True))
         figures.update(json.loads(note.read_text(encoding="utf-8")))
-    return Judge(nets["subject"][0].eval(), nets["style"][0].eval(), drawings, figures)
+    return Judge(questions["subject"].net.eval(), questions["style"].net.eval(), drawings, figures)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
