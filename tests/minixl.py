@@ -10,3 +10,4 @@ LORAS = FOLDER / "loras"
 SUBJECT = LORAS / "minixl_subject_turtle.safetensors"
 STYLE = LORAS / "minixl_style_fluent-emoji.safetensors"
 SIZE = 128
+LAYERS = 192

@@ -85,12 +85,12 @@ def test_merge_writes_the_file_and_the_report(tmp_path: Path, capsys: pytest.Cap
     assert (report["method"], report["steps"], report["common_layers"], report["rank"]) == (
         "ziplora",
         3,
-        136,
+        minixl.LAYERS,
         16,
     )
     assert report["settings"]["seed"] == 7
     assert 0 < report["mean_travel"] < 0.1
-    assert len(read_lora(out).layers) == 136
+    assert len(read_lora(out).layers) == minixl.LAYERS
     assert str(out) in printed.out
     assert "<lora:out:1>" in printed.out
 
@@ -149,7 +149,7 @@ def test_force_replaces(tmp_path: Path) -> None:
     out = tmp_path / "taken.safetensors"
     out.write_bytes(b"mine")
     assert cli.main(["merge", *PAIR, "-o", str(out), "--method", "direct", "--force"]) == 0
-    assert len(read_lora(out).layers) == 136
+    assert len(read_lora(out).layers) == minixl.LAYERS
 
 
 @pytest.mark.parametrize(
@@ -164,6 +164,17 @@ def test_force_replaces(tmp_path: Path) -> None:
         ("merge", *PAIR, "-o", "x.safetensors", "--method", "other"),
         ("merge", *PAIR, "-o", "x.safetensors", "--learning-rate", "nan"),
         ("merge", *PAIR, "-o", "x.safetensors", "--subject-weight", "0"),
+        ("merge", *PAIR, "third", "-o", "x.safetensors"),
+        ("merge", PAIR[0], "-o", "x.safetensors"),
+        ("merge", PAIR[0], "--style", PAIR[1], "-o", "x.safetensors"),
+        ("merge", "--subject", PAIR[0], "-o", "x.safetensors"),
+        ("merge", *PAIR, "-o", "x.safetensors", "--subject-prompt", "a", "--subject-prompt", "b"),
+        ("merge", *PAIR, "-o", "x.safetensors", "--subject-strength", "1"),
+        ("re-export",),
+        ("re-export", "a", "b", "-o", "x"),
+        ("re-export", "a"),
+        ("re-export", "a", "-o", "x", "--rank", "few"),
+        ("re-export", "a", "-o", "x", "--style-weight", "0"),
         ("inspect",),
         ("inspect", "a", "b", "c"),
         ("serve", "--port", "no"),
@@ -185,21 +196,21 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_inspect_one_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["inspect", PAIR[0]]) == 0
     text = capsys.readouterr().out
-    for part in ("sdxl", "136 UNet", "rank      8", "ss_output_name = minixl_subject_turtle"):
+    for part in ("sdxl", f"{minixl.LAYERS} UNet", "rank      8", "ss_output_name = minixl_subject_turtle"):
         assert part in text
     assert cli.main(["inspect", PAIR[0], "--json", "--layers"]) == 0
     summary = json.loads(capsys.readouterr().out)
-    assert summary["unet_layers"] == len(summary["layers"]) == 136
+    assert summary["unet_layers"] == len(summary["layers"]) == minixl.LAYERS
     assert summary["layers"][0]["rank"] == 8
 
 
 def test_inspect_two_files_orders_the_layers_by_overlap(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["inspect", *PAIR, "--json"]) == 0
     overlap = json.loads(capsys.readouterr().out)["overlap"]
-    assert len(overlap) == 136
+    assert len(overlap) == minixl.LAYERS
     assert all(0 <= value <= 1 for value in overlap.values())
     assert cli.main(["inspect", *PAIR]) == 0
-    lines = capsys.readouterr().out.splitlines()[-136:]
+    lines = capsys.readouterr().out.splitlines()[-minixl.LAYERS:]
     values = [float(line.split()[0]) for line in lines]
     assert values == sorted(values, reverse=True)
     assert cli.main(["inspect", PAIR[0], PAIR[0], "--json"]) == 0

@@ -22,11 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CACHE = ROOT / "out" / "minixl-data"
-SIZE = 64
+SIZE = 128
 MINIMUM_SETS = 9
 VERSIONS = {
     "noto": "1.2.9",
@@ -73,6 +75,11 @@ class Drawings:
         if not rows.any():
             raise KeyError(f"{style} has no {subject}")
         return int(rows.argmax())
+
+
+def to_signal(pixels: np.ndarray) -> Tensor:
+    """(n, h, w, 3) uint8 -> (n, 3, h, w) in -1..1."""
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def load(cache: Path = CACHE) -> Drawings:

@@ -1,6 +1,6 @@
 """A judge of pictures: two small networks that say which subject a picture shows, and in which style.
 
-    python -m benchmarks.minixl.embedding [--cache out/minixl-data]
+    python -m benchmarks.minixl.embedding [--out benchmarks/minixl/judge]
 
 Trained from nothing on nine tenths of the true drawings (``data``), each as it is and as
 MiniXL's autoencoder gives it back, so that MiniXL's pictures lie in its domain; the other
@@ -21,12 +21,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .data import CACHE, SIZE, STYLES, Drawings, load
+from .data import CACHE, STYLES, Drawings, load, to_signal
 
 MODEL = Path(__file__).resolve().parent / "model"
-BATCH, RATE, WIDTH = 64, 4e-3, 128
+JUDGE = Path(__file__).resolve().parent / "judge"
+BATCH, RATE, WIDTH, SIZE = 64, 4e-3, 128, 64
 HELDOUT, SEED = 10, 0
 
 
@@ -82,18 +84,16 @@ def _block(inputs: int, outputs: int, kernel: int, stride: int) -> list[nn.Modul
 
 def to_input(pixels: np.ndarray) -> Tensor:
     """(n, h, w, 3) uint8 -> (n, 3, SIZE, SIZE) in -1..1; larger pictures by averaging areas."""
-    x = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return x if x.shape[-1] == SIZE else F.interpolate(x, size=SIZE, mode="area")
+    return F.interpolate(to_signal(pixels), size=SIZE, mode="area")
 
 
 @torch.no_grad()
-def through_autoencoder(x: Tensor, batch: int = 32) -> Tensor:
-    """What MiniXL's autoencoder makes of drawings: the best that MiniXL could draw."""
+def through_autoencoder(pixels: np.ndarray, batch: int = 32) -> Tensor:
+    """What MiniXL's autoencoder makes of drawings, the best that MiniXL could draw, as ``to_input``."""
     vae: Any = AutoencoderKL.from_pretrained(MODEL / "vae").float().eval()
     parts = []
-    for part in x.split(batch):
-        large = F.interpolate(part, scale_factor=2, mode="bicubic").clamp(-1, 1)
-        back = vae.decode(vae.encode(large).latent_dist.mean).sample.clamp(-1, 1)
+    for part in to_signal(pixels).split(batch):
+        back = vae.decode(vae.encode(part).latent_dist.mean).sample.clamp(-1, 1)
         parts.append(F.interpolate(back, size=SIZE, mode="area"))
     return torch.cat(parts)
 
@@ -102,7 +102,7 @@ def both_versions(drawings: Drawings, cache: Path) -> Tensor:
     """All drawings as they are and autoencoded, (2, n, 3, SIZE, SIZE); the latter kept in the cache."""
     plain, file = to_input(drawings.pixels), cache / f"autoencoded-{SIZE}.npy"
     if not file.is_file():
-        np.save(file, through_autoencoder(plain).half().numpy())
+        np.save(file, through_autoencoder(drawings.pixels).half().numpy())
     return torch.stack([plain, torch.from_numpy(np.load(file)).float()])
 
 
@@ -219,11 +219,11 @@ def ranks_of(logits: Tensor, truth: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Judge:
-    """The trained networks with what they know of the drawings, and how well."""
+    """The trained networks, the names of their classes, and how well they know real drawings."""
 
     subject: nn.Module
     style: nn.Module
-    drawings: Drawings
+    subjects: tuple[str, ...]
     accuracy: dict[str, float]
 
     @torch.no_grad()
@@ -234,30 +234,44 @@ class Judge:
         return F.normalize(embedding, dim=1), subjects, self.style(x)[1]
 
 
-def load_judge(cache: Path = CACHE) -> Judge:
-    """The judge from the cache folder, trained on first use."""
+def load_judge(folder: Path = JUDGE) -> Judge:
+    """The judge that lies beside the model."""
+    note = json.loads((folder / "judge.json").read_text(encoding="utf-8"))
+    nets: dict[str, nn.Module] = {
+        "subject": SubjectNet(len(note["subjects"])),
+        "style": StyleNet(len(STYLES)),
+    }
+    for name, net in nets.items():
+        weights = load_file(folder / f"{name}.safetensors")
+        net.load_state_dict(
+            {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}
+        )
+    return Judge(nets["subject"].eval(), nets["style"].eval(), tuple(note["subjects"]), note["accuracy"])
+
+
+def make(folder: Path, cache: Path) -> None:
+    """Train both networks and keep them, in half precision, with their accuracy."""
     drawings = load(cache)
-    questions, figures = tasks(drawings), {}
-    versions: Tensor | None = None
-    for name, task in questions.items():
-        weights, note = cache / f"judge-{name}.pt", cache / f"judge-{name}.json"
-        if not (weights.is_file() and note.is_file()):
-            versions = both_versions(drawings, cache) if versions is None else versions
-            rows, kept_out = split(len(task.truth))
-            train(task, versions, rows)
-            torch.save(task.net.state_dict(), weights)
-            found = accuracy(name, task.net, versions[:, kept_out], task.truth[kept_out])
-            note.write_text(json.dumps(found, indent=1), encoding="utf-8")
-        task.net.load_state_dict(torch.load(weights, weights_only=True))
-        figures.update(json.loads(note.read_text(encoding="utf-8")))
-    return Judge(questions["subject"].net.eval(), questions["style"].net.eval(), drawings, figures)
+    versions, figures = both_versions(drawings, cache), {}
+    rows, kept_out = split(len(drawings.subject))
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, task in tasks(drawings).items():
+        train(task, versions, rows)
+        half = {key: v.half() if v.is_floating_point() else v for key, v in task.net.state_dict().items()}
+        save_file(half, folder / f"{name}.safetensors")
+        figures.update(accuracy(name, task.net, versions[:, kept_out], task.truth[kept_out]))
+    note = {"subjects": drawings.subjects, "styles": STYLES, "accuracy": figures}
+    (folder / "judge.json").write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train the judge where there is none, and print its accuracy."""
+    """Train the judge and print its accuracy."""
     parser = argparse.ArgumentParser("python -m benchmarks.minixl.embedding")
-    parser.add_argument("--cache", type=Path, default=CACHE, help="folder (default out/minixl-data)")
-    for name, value in load_judge(parser.parse_args(arguments).cache).accuracy.items():
+    parser.add_argument("--out", type=Path, default=JUDGE, help="folder of the judge")
+    parser.add_argument("--cache", type=Path, default=CACHE, help="drawings (default out/minixl-data)")
+    args = parser.parse_args(arguments)
+    make(args.out, args.cache)
+    for name, value in load_judge(args.out).accuracy.items():
         print(f"{name:32} {value:.3f}")
 
 
