@@ -6,51 +6,64 @@ Results are in fp32, whatever the inputs' dtype, on the inputs' device.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..errors import IncompatibleError
-from .layer import Lora, LoraLayer
+from .layer import Lora, LoraLayer, StackedLayer
 from .lowrank import factored_svd
 
-Coefficients = Mapping[str, "tuple[Tensor | None, Tensor | None]"]
+Vectors = Mapping[str, Tensor]
+"""Layer name -> the coefficients (columns,) of one LoRA."""
 
 
 @dataclass(frozen=True)
 class Pairing:
-    """Canonical layer names of two LoRAs: in both, and in one of them only."""
+    """Canonical layer names of several LoRAs.
+
+    Attributes:
+        common: layers that at least two of them have.
+        single: for each LoRA, the layers that it alone has.
+    """
 
     common: tuple[str, ...]
-    subject_only: tuple[str, ...]
-    style_only: tuple[str, ...]
+    single: tuple[tuple[str, ...], ...]
 
 
-def pair(subject: Lora, style: Lora) -> Pairing:
-    """Pair two LoRAs by layer. Nothing in common is no error here.
+def pair(*loras: Lora) -> Pairing:
+    """Pair LoRAs by layer. Nothing in common is no error here.
 
     Raises:
-        IncompatibleError: a layer that both have differs in the delta weight's shape.
+        IncompatibleError: a layer that several have differs in the delta weight's shape.
     """
-    common = tuple(name for name in subject.layers if name in style.layers)
-    for name in common:
-        ours, theirs = subject.layers[name].weight_shape, style.layers[name].weight_shape
-        if ours != theirs:
-            raise IncompatibleError(
-                f"Layer {name} is {_size(ours)} in {subject.name} but {_size(theirs)} in {style.name}: "
-                "they were trained on different models. Choose two LoRAs of the same base."
-            )
-    return Pairing(
-        common,
-        tuple(name for name in subject.layers if name not in style.layers),
-        tuple(name for name in style.layers if name not in subject.layers),
+    owners: dict[str, list[int]] = {}
+    for index, lora in enumerate(loras):
+        for name, layer in lora.layers.items():
+            owners.setdefault(name, []).append(index)
+            _require_same_shape(loras[owners[name][0]], lora, layer)
+    common = tuple(name for name, having in owners.items() if len(having) > 1)
+    single = tuple(
+        tuple(name for name in lora.layers if owners[name] == [index]) for index, lora in enumerate(loras)
     )
+    return Pairing(common, single)
+
+
+def _require_same_shape(first: Lora, second: Lora, layer: LoraLayer) -> None:
+    ours, theirs = first.layers[layer.name].weight_shape, layer.weight_shape
+    if ours != theirs:
+        raise IncompatibleError(
+            f"Layer {layer.name} is {_size(ours)} in {first.name} but {_size(theirs)} in {second.name}: "
+            "they were trained on different models. Choose LoRAs of the same base."
+        )
 
 
 def scale(layer: LoraLayer, weight: float) -> LoraLayer:
     """The layer whose delta weight is ``weight`` times as strong; the factors are shared."""
-    return replace(layer, alpha=layer.alpha * weight)
+    if isinstance(layer, StackedLayer):
+        return StackedLayer(layer.name, [piece.scaled(weight) for piece in layer.pieces()])
+    return LoraLayer(layer.name, layer.down, layer.up, layer.alpha * weight)
 
 
 def scale_columns(layer: LoraLayer, m: Tensor) -> LoraLayer:
@@ -67,14 +80,13 @@ def scale_columns(layer: LoraLayer, m: Tensor) -> LoraLayer:
             f"Layer {layer.name} has {layer.columns} columns, but there are {_size(m.shape)}"
             " coefficients for it. Use coefficients that were made for this LoRA."
         )
-    down = layer.down.float().flatten(1) * m.detach().to(layer.down.device, torch.float32)
-    return replace(layer, down=down.reshape(layer.down.shape))
+    return StackedLayer(layer.name, [piece.with_columns(m) for piece in layer.pieces()])
 
 
 def concatenate(layers: Sequence[LoraLayer]) -> LoraLayer:
     """One layer whose delta weight is the sum of all: rank and alpha are the sum of the ranks.
 
-    The scalings move into ``up``.
+    The scalings move into ``up``. The factors are put together when they are asked for.
 
     Raises:
         IncompatibleError: the delta weights' shapes differ.
@@ -86,58 +98,50 @@ def concatenate(layers: Sequence[LoraLayer]) -> LoraLayer:
                 f"Layer {first.name} is {_size(first.weight_shape)} in one LoRA but "
                 f"{_size(other.weight_shape)} in another. Choose LoRAs of the same base."
             )
-    down = torch.cat([layer.down.float() for layer in layers])
-    up = torch.cat([layer.up.float() * layer.scaling for layer in layers], dim=1)
-    return LoraLayer(first.name, down, up, float(down.shape[0]))
+    return StackedLayer(first.name, [piece for layer in layers for piece in layer.pieces()])
 
 
 def merge_layers(
-    subject: Mapping[str, LoraLayer],
-    style: Mapping[str, LoraLayer],
-    subject_weight: float = 1.0,
-    style_weight: float = 1.0,
-    coefficients: Coefficients | None = None,
+    loras: Sequence[Mapping[str, LoraLayer]],
+    weights: Sequence[float] = (),
+    coefficients: Sequence[Vectors] = (),
 ) -> dict[str, LoraLayer]:
-    """All layers of both, merged: dW = w_c dW_c diag(m_c) + w_s dW_s diag(m_s) (arXiv 2311.13600).
+    """All layers of all LoRAs, merged: dW = sum_i w_i dW_i diag(m_i) (arXiv 2311.13600, for two).
 
     Args:
-        coefficients: layer name -> (m_c, m_s), each (columns,) or None for ones; a layer that
-            is absent has ones, which is the plain weighted sum.
+        loras: each one's layers by name.
+        weights: w_i of each; 1 where there are none.
+        coefficients: m_i of each; a layer that is absent has ones, which is the plain weighted sum.
 
     Raises:
         IncompatibleError: a common layer's shapes differ, or coefficients that don't fit.
     """
-    given = coefficients or {}
+    strengths = weights or [1.0] * len(loras)
+    vectors = coefficients or [{} for _ in loras]
     merged = {}
-    for name in (*subject, *(name for name in style if name not in subject)):
+    for name in dict.fromkeys(name for layers in loras for name in layers):
         parts = []
-        both = given.get(name, (None, None))
-        for layers, weight, m in ((subject, subject_weight, both[0]), (style, style_weight, both[1])):
+        for layers, weight, given in zip(loras, strengths, vectors, strict=True):
             if name in layers:
                 layer = scale(layers[name], weight)
-                parts.append(layer if m is None else scale_columns(layer, m))
+                parts.append(scale_columns(layer, given[name]) if name in given else layer)
         merged[name] = concatenate(parts)
     return merged
 
 
-def merge_extras(
-    subject: Mapping[str, Tensor],
-    style: Mapping[str, Tensor],
-    subject_weight: float = 1.0,
-    style_weight: float = 1.0,
-) -> dict[str, Tensor]:
+def merge_extras(extras: Sequence[Mapping[str, Tensor]], weights: Sequence[float] = ()) -> dict[str, Tensor]:
     """The weighted sums of what no low-rank layer holds (``Lora.extras``), fp32.
 
     Raises:
         IncompatibleError: a common one's shapes differ.
     """
     merged: dict[str, Tensor] = {}
-    for extras, weight in ((subject, subject_weight), (style, style_weight)):
-        for name, tensor in extras.items():
+    for one, weight in zip(extras, weights or [1.0] * len(extras), strict=True):
+        for name, tensor in one.items():
             before = merged.get(name)
             if before is not None and before.shape != tensor.shape:
                 raise IncompatibleError(
-                    f"{name} is {_size(before.shape)} in one LoRA but {_size(tensor.shape)} in the other. "
+                    f"{name} is {_size(before.shape)} in one LoRA but {_size(tensor.shape)} in another. "
                     "Choose LoRAs of the same base."
                 )
             merged[name] = weight * tensor.float() + (0 if before is None else before)
@@ -162,7 +166,7 @@ def truncate_rank(layer: LoraLayer, rank: int) -> LoraLayer:
     left, values, right = _svd(layer)
     root = values[:rank].sqrt()
     down = (root[:, None] * right[:rank]).reshape(-1, *layer.down.shape[1:])
-    return replace(layer, down=down, up=left[:, :rank] * root, alpha=float(down.shape[0]))
+    return LoraLayer(layer.name, down, left[:, :rank] * root, float(down.shape[0]))
 
 
 def column_overlap(a: LoraLayer, b: LoraLayer) -> float:

@@ -101,6 +101,26 @@ def read_header(stream: BufferedReader, file: Path) -> RawHeader:
     return RawHeader(tensors, strings, 8 + length, size)
 
 
+def in_file_order(raw: RawHeader) -> list[tuple[str, TensorEntry]]:
+    """The tensors as they lie in the file."""
+    return sorted(raw.tensors.items(), key=lambda item: (item[1].begin, item[1].end))
+
+
+def read_into(stream: BufferedReader, file: Path, buffer: memoryview) -> None:
+    """Fill a buffer of bytes from where the stream stands.
+
+    Raises:
+        LoraFileError: the file ends before it is full.
+        OSError: the disk.
+    """
+    done = 0
+    while done < len(buffer):
+        count = stream.readinto(buffer[done:])
+        if not count:
+            raise LoraFileError(f"{file.name} became shorter while it was read. Try again.")
+        done += count
+
+
 def unreadable(file: Path, error: OSError) -> LoraFileError:
     """The error for a file that can't be opened or read."""
     return LoraFileError(

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ..errors import LoraFileError, UnsupportedLoraError
+from .dimensions import check_affordable, rank_and_shape, weight_shape
 from .layer import Approximation, LoraLayer
-from .layouts import CONVOLUTIONS, KERNEL
 from .lowrank import RankRule, from_dense, from_hadamard, from_kronecker
 from .lycoris import (
     MAGNITUDES,
@@ -43,8 +43,6 @@ FAMILY_NAMES = {
 }
 # Parts that a layer carries beside its delta weight.
 SIDE_PARTS = frozenset({"diff_b", "up_bias"})
-# The largest weight of SDXL has 30 million numbers; a file that asks for more lies.
-MOST_NUMBERS = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -91,8 +89,18 @@ def convert(file: Path, name: str, parts: Parts, weights: Weights | None, rule: 
             f"{file.name}: the tensors of layer {name} don't fit each other or the model ({shapes}). "
             "Save it again with its trainer, or choose the checkpoint that it was trained on."
         ) from error
+    check_result(file, layer)
     label = Approximation(found.layer, family, found.rank, found.error, found.norm)
     return Converted(layer, label, side_extras(file, name, parts, layer.out_features))
+
+
+def check_result(file: Path, layer: LoraLayer) -> None:
+    """Raise LoraFileError where finite tensors have made factors that are not."""
+    if not is_finite(layer.up) or not is_finite(layer.down) or not math.isfinite(layer.alpha):
+        raise LoraFileError(
+            f"{file.name}: layer {layer.name} has numbers too large to compute with: the training went wrong. "
+            "Choose an earlier save of it."
+        )
 
 
 def side_extras(file: Path, name: str, parts: Parts, features: int) -> dict[str, Tensor]:
@@ -117,37 +125,34 @@ def _low_rank(
     name: str, parts: Parts, weight: Tensor | None, rule: RankRule
 ) -> tuple[LoraLayer, Approximation]:
     family = family_of(parts)
-    if family == "loha" and weight is None:
-        halves = loha_halves(parts)
-        (up, first), (_, second) = halves
-        columns = first.shape[1:] if first.ndim > second.ndim else second.shape[1:]
-        shape = _shape(name, (up.shape[0], *columns))
-        return from_hadamard(name, halves, scaling(parts), shape[1:], rule)
-    if family == "lokr" and weight is None:
-        one, two = lokr_matrices(parts)
-        shape = _shape(name, (one.shape[0] * two.shape[0], one.shape[1] * two.shape[1], *two.shape[2:]))
-        return from_kronecker(name, one, two, scaling(parts), shape[1:], rule)
+    shapes = {part: tuple(tensor.shape) for part, tensor in parts.items()}
+    told = rank_and_shape(name, shapes)
+    if told is not None:
+        check_affordable(name, shapes, told[1])
     if weight is not None:
-        _shape(name, tuple(weight.shape))
+        _check_weight(name, shapes, told, tuple(weight.shape))
         return from_dense(name, delta_weight(parts, weight=weight), rule)
-    shape = _shape(name, tuple(parts["diff"].shape))
+    if told is None:
+        raise ValueError(f"{family} has no shape of its own")
+    shape = told[1]
+    if family == "loha":
+        return from_hadamard(name, loha_halves(parts), scaling(parts), shape[1:], rule)
+    if family == "lokr":
+        return from_kronecker(name, *lokr_matrices(parts), scaling(parts), shape[1:], rule)
     return from_dense(name, delta_weight(parts, shape), rule)
 
 
-def _shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A weight's shape, with the kernel of a convolution whose columns are flattened.
-
-    Raises:
-        ValueError: no layer of SDXL has such a weight.
-    """
-    if len(shape) not in (2, 4) or not 0 < math.prod(shape) <= MOST_NUMBERS:
-        raise ValueError(f"no layer has the shape {shape}")
-    if len(shape) == 2 and name.endswith(CONVOLUTIONS):
-        inputs, rest = divmod(shape[1], math.prod(KERNEL))
-        if rest:
-            raise ValueError(f"{shape[1]} columns are no multiple of the kernel's {math.prod(KERNEL)}")
-        return (shape[0], inputs, *KERNEL)
-    return shape
+def _check_weight(
+    name: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    told: tuple[int, tuple[int, ...]] | None,
+    weight: tuple[int, ...],
+) -> None:
+    """Raise ValueError unless the tensors are for a weight of this shape."""
+    weight_shape(name, weight)
+    wrong = told is not None and math.prod(told[1]) != math.prod(weight)
+    if wrong or torch.broadcast_shapes(shapes.get("dora_scale", ()), weight) != weight:
+        raise ValueError(f"the checkpoint's layer has the shape {weight}")
 
 
 def _weight(file: Path, name: str, family: str, weights: Weights | None) -> Tensor:
@@ -178,10 +183,18 @@ def _check_numbers(file: Path, name: str, parts: Parts) -> None:
             raise LoraFileError(f"{where} is stored as {tensor.dtype}. Save it as fp16, bf16 or fp32.")
         if not tensor.numel():
             raise LoraFileError(f"{where} is empty. Save it again with its trainer.")
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if not is_finite(tensor):
             raise LoraFileError(
                 f"{where} contains NaN or infinity: the training went wrong. Choose an earlier save of it."
             )
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor has neither NaN nor infinity; integers have none."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    # The largest and the smallest entry are NaN where any entry is.
+    return bool(torch.isfinite(tensor.amax()) and torch.isfinite(tensor.amin()))
 
 
 def _has_pair(parts: Mapping[str, object]) -> bool:

@@ -5,11 +5,15 @@ from __future__ import annotations
 from .header import LoraHeader, inspect_header, require_sdxl, unsupported_reason
 from .metadata import merged_metadata, read_recipe
 from .reading import read_lora
-from .writing import check_output, output_size, write_lora
+from .shapes import FileShapes, expected_size, file_shapes, output_size
+from .writing import check_output, write_lora
 
 __all__ = [
+    "FileShapes",
     "LoraHeader",
     "check_output",
+    "expected_size",
+    "file_shapes",
     "inspect_header",
     "merged_metadata",
     "output_size",

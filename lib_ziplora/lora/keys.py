@@ -33,6 +33,13 @@ SECTIONS = {
     "te_": "te",
     "text_encoder_2_": "te2",
     "text_encoder_": "te1",
+    # ComfyUI's names, as OneTrainer writes them, and those of its own OMI layout.
+    "text_encoders_clip_l_transformer_": "te1",
+    "text_encoders_clip_g_transformer_": "te2",
+    "text_encoders_clip_l_": "te1",
+    "text_encoders_clip_g_": "te2",
+    "clip_l_": "te1",
+    "clip_g_": "te2",
     "model_diffusion_model_": "unet",
     "diffusion_model_": "unet",
     "text_model_": "text_model",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -38,16 +39,16 @@ class LoraLayer:
     @property
     def columns(self) -> int:
         """Input columns of the delta weight: in, or in * kh * kw of a convolution."""
-        return self.down[0].numel()
+        return math.prod(self.weight_shape[1:])
 
     @property
     def out_features(self) -> int:
-        return self.up.shape[0]
+        return self.weight_shape[0]
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
         """Shape of the delta weight: (out, in) or (out, in, kh, kw)."""
-        return (self.out_features, *self.down.shape[1:])
+        return (self.up.shape[0], *self.down.shape[1:])
 
     def delta(self) -> Tensor:
         """The delta weight in fp32, in ``weight_shape``."""
@@ -56,7 +57,101 @@ class LoraLayer:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> LoraLayer:
         """The same layer with its factors on another device or in another dtype."""
-        return replace(self, down=self.down.to(device, dtype), up=self.up.to(device, dtype))
+        return LoraLayer(self.name, self.down.to(device, dtype), self.up.to(device, dtype), self.alpha)
+
+    def pieces(self) -> tuple[Piece, ...]:
+        """The delta weight as a sum of scaled products, of which an ordinary layer has one."""
+        return (Piece(self.down, self.up, self.scaling),)
+
+    def factors_into(self, down: Tensor, up: Tensor) -> None:
+        """Write both factors into tensors (rank, ...) and (out, rank) that are there already."""
+        down.copy_(self.down)
+        up.copy_(self.up)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One summand of a delta weight: scaling * up @ down diag(columns).
+
+    Attributes:
+        down: (rank, ...) and up: (out, rank), in any dtype, shared with the layer they come from.
+        scaling: a number.
+        columns: (product of down's other dimensions,) in fp32, or None for ones.
+    """
+
+    down: Tensor
+    up: Tensor
+    scaling: float
+    columns: Tensor | None = None
+
+    def scaled(self, weight: float) -> Piece:
+        return replace(self, scaling=self.scaling * weight)
+
+    def with_columns(self, m: Tensor) -> Piece:
+        """The piece with each column multiplied; ``m`` is copied."""
+        own = m.detach().to(self.down.device, torch.float32)
+        return replace(self, columns=own.clone() if self.columns is None else own * self.columns)
+
+
+class StackedLayer(LoraLayer):
+    """A sum of low-rank layers as one, whose rank and alpha are the sum of the ranks.
+
+    The factors, in fp32, are put together whenever they are asked for; until then the layer
+    takes no memory beside that of its pieces, which keep their dtype.
+    """
+
+    def __init__(self, name: str, pieces: Sequence[Piece]) -> None:
+        object.__setattr__(self, "name", name)
+        object.__setattr__(self, "_pieces", tuple(pieces))
+        object.__setattr__(self, "alpha", float(self.rank))
+
+    def pieces(self) -> tuple[Piece, ...]:
+        found: tuple[Piece, ...] = self.__dict__["_pieces"]
+        return found
+
+    @property
+    def rank(self) -> int:
+        return sum(piece.down.shape[0] for piece in self.pieces())
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        first = self.pieces()[0]
+        return (first.up.shape[0], *first.down.shape[1:])
+
+    @property
+    def down(self) -> Tensor:
+        down = torch.empty(self.rank, *self.weight_shape[1:], device=self.pieces()[0].down.device)
+        self._down_into(down)
+        return down
+
+    @property
+    def up(self) -> Tensor:
+        up = torch.empty(self.out_features, self.rank, device=self.pieces()[0].up.device)
+        self._up_into(up)
+        return up
+
+    def factors_into(self, down: Tensor, up: Tensor) -> None:
+        self._down_into(down)
+        self._up_into(up)
+
+    def _places(self) -> Iterator[tuple[Piece, slice]]:
+        first = 0
+        for piece in self.pieces():
+            last = first + piece.down.shape[0]
+            yield piece, slice(first, last)
+            first = last
+
+    def _down_into(self, down: Tensor) -> None:
+        for piece, place in self._places():
+            down[place].copy_(piece.down)
+            if piece.columns is not None:
+                down[place].flatten(1).mul_(piece.columns)
+
+    def _up_into(self, up: Tensor) -> None:
+        for piece, place in self._places():
+            up[:, place].copy_(piece.up)
+            if piece.scaling != 1:
+                up[:, place].mul_(piece.scaling)
 
 
 @dataclass(frozen=True)

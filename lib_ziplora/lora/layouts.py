@@ -64,6 +64,18 @@ POINTWISE_CONVOLUTION = "_skip_connection"
 CONVOLUTIONS = ("_in_layers_2", "_out_layers_3", "_0_op", "_2_conv", "unet_input_blocks_0_0", "unet_out_2")
 KERNEL = (3, 3)
 
+# The largest weights: feed-forward layers of the lowest level and of the text encoders; the convolution and the
+# 1x1 convolution where the lowest level's skips come in.
+LARGEST = {"lora_te1": 4 * 768 * 768, "lora_te2": 4 * 1280 * 1280, "lora_unet": 8 * 1280 * 1280}
+LARGEST_CONVOLUTION = 2560 * 1280 * 9
+
+
+def largest_weight(name: str) -> int:
+    """How many numbers the weight of a module has in SDXL, at most; the canonical name says the kind."""
+    if name.endswith(CONVOLUTIONS):
+        return LARGEST_CONVOLUTION
+    return next((size for start, size in LARGEST.items() if name.startswith(start)), LARGEST_CONVOLUTION)
+
 
 def _down_places() -> Iterator[tuple[str, str, dict[str, str]]]:
     for level in range(LEVELS):

@@ -241,6 +241,8 @@ def oft(parts: Parts, weight: Tensor) -> Tensor:
 
 
 def _rotations(blocks: Tensor, alpha: Tensor | None, outputs: int) -> Tensor:
+    if blocks.shape[-1:] != blocks.shape[-2:-1]:
+        raise ValueError(f"rotations are square, not {list(blocks.shape[-2:])}")
     skew = blocks - blocks.transpose(-1, -2)
     limit = 0.0 if alpha is None else float(alpha) * outputs
     if limit != 0:

@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import LoraFileError
-from .adapters import adapter_alpha, adapter_config
-from .container import DTYPES, RawHeader, TensorEntry, read_header, unreadable
-from .converting import Weights, convert, is_plain, side_extras
+from .adapters import AdapterAlphas
+from .container import DTYPES, RawHeader, TensorEntry, in_file_order, read_header, read_into, unreadable
+from .converting import Converted, Weights, check_result, convert, is_finite, is_plain, side_extras
+from .digest import BackgroundDigest
 from .header import LoraHeader, describe, require_sdxl
-from .keys import LOW_RANK_PARTS, TensorName, parse
-from .layer import Approximation, Lora, LoraLayer
+from .keys import LOW_RANK_PARTS, ParsedKeys, parse
+from .layer import Lora, LoraLayer
+from .layouts import largest_weight
 from .lowrank import RankRule
 
 _PAIR = frozenset(LOW_RANK_PARTS.values())
 
 
 def read_lora(
-    path: str | os.PathLike[str], weights: Weights | None = None, rule: RankRule | None = None
+    path: str | os.PathLike[str],
+    weights: Weights | None = None,
+    rule: RankRule | None = None,
+    on_layer: Callable[[], None] | None = None,
 ) -> Lora:
     """Read a LoRA of SDXL into canonical layers.
 
@@ -39,47 +44,97 @@ def read_lora(
         weights: canonical module name -> the checkpoint's weight, which (IA)3, GLoRA, OFT and
             DoRA need.
         rule: the rank of layers of other families; 99.5 % of the energy by default.
+        on_layer: called before each layer, which can take a second in some families; what it raises
+            ends the reading.
 
     Raises:
         LoraFileError: not a whole, finite LoRA; the sentence names the file and the layer.
         UnsupportedLoraError: for another base model, or of a family that can't be read (so).
     """
     file = Path(path)
+    tick = on_layer or (lambda: None)
+    whole = hashlib.sha256()
+    found: dict[str, Converted] = {}
+    with _opened(file) as (stream, raw):
+        parsed = parse(raw.tensors)
+        header = describe(file, raw, parsed)
+        _refuse(header, parsed.duplicates, weights is not None)
+        alphas = AdapterAlphas(file, raw.metadata)
+        with BackgroundDigest(whole) as digest:
+            for name, parts in _modules(_tensors(stream, file, raw, digest), parsed):
+                tick()
+                down = parsed.modules[name].get("down")
+                alphas.add_to(parts, None if down is None else parsed.names[down])
+                found[name] = _converted(file, name, parts, weights, rule or RankRule())
+    ordered = {name: found[name] for name in parsed.modules}
+    layers = {name: one.layer for name, one in ordered.items() if one.layer is not None}
+    extras = {f"{name}.{part}": t for name, one in ordered.items() for part, t in one.extras.items()}
+    nearly = tuple(one.approximation for one in ordered.values() if one.approximation is not None)
+    about = (header.metadata, header.dialect, header.unknown, whole.hexdigest(), header.base)
+    return Lora(file.stem, layers, *about, nearly, extras)
+
+
+def _converted(
+    file: Path, name: str, parts: Mapping[str, Tensor], weights: Weights | None, rule: RankRule
+) -> Converted:
+    if not is_plain(parts):
+        return convert(file, name, parts, weights, rule)
+    layer = _layer(file, name, {part: tensor for part, tensor in parts.items() if part in _PAIR})
+    if "mid" in parts:
+        check_result(file, layer)
+    return Converted(layer, None, side_extras(file, name, parts, layer.out_features))
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[tuple[BufferedReader, RawHeader]]:
+    """The open file, standing at its header's start again, and its checked header."""
     try:
-        with file.open("rb") as stream:
-            raw = read_header(stream, file)
-            parsed = parse(raw.tensors)
-            header = describe(file, raw, parsed)
-            _refuse(header, parsed.duplicates, weights is not None)
-            data, sha256 = _read_data(stream, file, raw)
+        stream = file.open("rb")
     except OSError as error:
         raise unreadable(file, error) from error
-    config = adapter_config(raw.metadata)
-    layers: dict[str, LoraLayer] = {}
-    extras: dict[str, Tensor] = {}
-    approximations: list[Approximation] = []
-    for name, keys in parsed.modules.items():
-        parts = {part: _tensor(data, raw.tensors[key]) for part, key in keys.items()}
-        _add_header_alpha(parts, config, parsed.names[keys["down"]] if "down" in keys else None)
-        if is_plain(parts):
-            layers[name] = _layer(file, name, {p: t for p, t in parts.items() if p in _PAIR})
-            found = side_extras(file, name, parts, layers[name].out_features)
-        else:
-            converted = convert(file, name, parts, weights, rule or RankRule())
-            found = converted.extras
-            layers.update({name: converted.layer} if converted.layer else {})
-            approximations += [converted.approximation] if converted.approximation else []
-        extras.update({f"{name}.{part}": tensor for part, tensor in found.items()})
-    about = (header.metadata, header.dialect, header.unknown, sha256, header.base)
-    return Lora(file.stem, layers, *about, tuple(approximations), extras)
+    with stream:
+        try:
+            raw = read_header(stream, file)
+            stream.seek(0)
+        except OSError as error:
+            raise unreadable(file, error) from error
+        yield stream, raw
 
 
-def _add_header_alpha(parts: dict[str, Tensor], config: Mapping[str, Any], name: TensorName | None) -> None:
-    """The alpha that diffusers keeps in the header, as a tensor, where the module has none."""
-    if name is not None and config and not parts.keys() & {"alpha", "scale"} and parts["down"].ndim:
-        alpha = adapter_alpha(config, name, parts["down"].shape[0])
-        if alpha is not None:
-            parts["alpha"] = torch.tensor(alpha, dtype=torch.float64)
+def _tensors(
+    stream: BufferedReader, file: Path, raw: RawHeader, digest: BackgroundDigest
+) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor in the file's order, all in one piece of memory; the whole file goes by the digest."""
+    # Not numpy's or Python's memory: the one asks for huge pages, which can take seconds to get, the
+    # other writes zeros first.
+    data = torch.empty(raw.size, dtype=torch.uint8).numpy().data
+
+    def piece(begin: int, end: int) -> memoryview:
+        try:
+            read_into(stream, file, data[begin:end])
+        except OSError as error:
+            raise unreadable(file, error) from error
+        digest.update(data[begin:end])
+        return data[begin:end]
+
+    piece(0, raw.data_start)
+    for key, entry in in_file_order(raw):
+        yield key, _tensor(piece(raw.data_start + entry.begin, raw.data_start + entry.end), entry)
+
+
+def _modules(
+    tensors: Iterable[tuple[str, Tensor]], parsed: ParsedKeys
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """(canonical module, its tensors by part), each as soon as the last of them has been read."""
+    places = {key: (name, part) for name, keys in parsed.modules.items() for part, key in keys.items()}
+    waiting: dict[str, dict[str, Tensor]] = {name: {} for name in parsed.modules}
+    for key, tensor in tensors:
+        if key not in places:
+            continue
+        name, part = places[key]
+        waiting[name][part] = tensor
+        if len(waiting[name]) == len(parsed.modules[name]):
+            yield name, waiting.pop(name)
 
 
 def _refuse(header: LoraHeader, duplicates: tuple[tuple[str, str, str], ...], checkpoint: bool) -> None:
@@ -105,29 +160,14 @@ def _what_else(header: LoraHeader) -> str:
     return f" (its first tensor is {keys[0]})" if keys else ""
 
 
-def _read_data(stream: BufferedReader, file: Path, raw: RawHeader) -> tuple[memoryview, str]:
-    """The tensors' bytes, and the sha256 of the whole file."""
-    stream.seek(0)
-    digest = hashlib.sha256(stream.read(raw.data_start))
-    data = memoryview(bytearray(raw.size - raw.data_start))
-    done = 0
-    while done < len(data):
-        count = stream.readinto(data[done : done + (1 << 24)])
-        if not count:
-            raise LoraFileError(f"{file.name} became shorter while it was read. Try again.")
-        digest.update(data[done : done + count])
-        done += count
-    return data, digest.hexdigest()
-
-
 def _tensor(data: memoryview, entry: TensorEntry) -> Tensor:
     dtype = DTYPES[entry.dtype]
-    if entry.begin == entry.end:
+    if not len(data):
         return torch.empty(entry.shape, dtype=dtype)
-    piece = data[entry.begin : entry.end]
-    if entry.begin % dtype.itemsize:
-        piece = memoryview(bytearray(piece))
-    tensor = torch.frombuffer(piece, dtype=dtype).reshape(entry.shape)
+    bytes_ = torch.frombuffer(data, dtype=torch.uint8)
+    if bytes_.data_ptr() % dtype.itemsize:
+        bytes_ = bytes_.clone()
+    tensor = bytes_.view(dtype).reshape(entry.shape)
     if dtype.itemsize == 1 and dtype.is_floating_point:
         return tensor.to(torch.float16)
     return tensor
@@ -166,7 +206,7 @@ def _check_numbers(file: Path, name: str, part: str, tensor: Tensor) -> None:
         raise LoraFileError(
             f"{where} has the shape {shape}, which no LoRA layer has. Save it again with its trainer."
         )
-    if not bool(torch.isfinite(tensor).all()):
+    if not is_finite(tensor):
         raise LoraFileError(
             f"{where} contains NaN or infinity: the training went wrong. Choose an earlier save of it."
         )
@@ -179,7 +219,9 @@ def _factors(file: Path, name: str, down: Tensor, up: Tensor, mid: Tensor | None
             raise _mismatch(file, name, down, up)
         up = up.flatten(1)
     if mid is not None:
-        if mid.ndim != 4 or down.shape[2:] not in ((), (1, 1)) or mid.shape[1] != down.shape[0]:
+        numbers = mid.numel() // mid.shape[1] * down.shape[1]
+        fits = mid.ndim == 4 and down.shape[2:] in ((), (1, 1)) and mid.shape[1] == down.shape[0]
+        if not fits or numbers > largest_weight(name):
             raise _mismatch(file, name, down, mid)
         down = torch.einsum("nmkl,mj->njkl", mid.float(), down.flatten(1).float())
     if down.shape[2:] == (1, 1):

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lib_ziplora.lora.layer import LoraLayer
 
@@ -150,6 +151,11 @@ def save(path: Path, content: Mapping[str, Tensor], metadata: Mapping[str, str] 
     return path
 
 
+def only(folder: Path, *names: str) -> bool:
+    """Whether a folder holds these files and nothing else."""
+    return sorted(path.name for path in folder.iterdir()) == sorted(names)
+
+
 def assert_same_deltas(
     ours: Mapping[str, LoraLayer], theirs: Mapping[str, LoraLayer], rtol: float = 1e-5, atol: float = 1e-7
 ) -> None:
@@ -160,3 +166,16 @@ def assert_same_deltas(
         torch.testing.assert_close(
             item.delta(), expected, rtol=rtol, atol=atol, msg=lambda m, n=name: f"{n}: {m}"
         )
+
+
+class Largest(TorchDispatchMode):
+    """The size of the largest tensor that an operation has made, in numbers."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(tensor, torch.Tensor):
+                self.numbers = max(self.numbers, tensor.untyped_storage().nbytes() // tensor.element_size())
+        return result

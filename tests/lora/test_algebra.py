@@ -11,6 +11,7 @@ from lib_ziplora.errors import IncompatibleError
 from lib_ziplora.lora.algebra import (
     column_overlap,
     concatenate,
+    merge_extras,
     merge_layers,
     pair,
     scale,
@@ -43,7 +44,7 @@ def test_merged_delta_is_the_sum_of_the_scaled_deltas(name, ranks, alphas):
         random_layer(name, r, a, seed=i) for i, (r, a) in enumerate(zip(ranks, alphas, strict=True))
     )
     m_c, m_s = torch.randn(subject.columns), torch.randn(subject.columns)
-    merged = merge_layers(layers(subject), layers(style), 0.7, -0.4, {name: (m_c, m_s)})[name]
+    merged = merge_layers([layers(subject), layers(style)], [0.7, -0.4], [{name: m_c}, {name: m_s}])[name]
     expected = 0.7 * dense_columns(subject) * m_c - 0.4 * dense_columns(style) * m_s
     torch.testing.assert_close(dense_columns(merged), expected, rtol=1e-5, atol=1e-5)
     assert merged.weight_shape == subject.weight_shape
@@ -63,8 +64,8 @@ def test_coefficients_of_one_are_the_plain_sum(name, ranks, alphas, weights, see
         random_layer(name, r, a, seed + i) for i, (r, a) in enumerate(zip(ranks, alphas, strict=True))
     )
     ones = torch.ones(subject.columns)
-    plain = merge_layers(layers(subject), layers(style), *weights)[name]
-    learnt = merge_layers(layers(subject), layers(style), *weights, {name: (ones, ones)})[name]
+    plain = merge_layers([layers(subject), layers(style)], weights)[name]
+    learnt = merge_layers([layers(subject), layers(style)], weights, [{name: ones}] * 2)[name]
     assert torch.equal(plain.down, learnt.down)
     assert torch.equal(plain.up, learnt.up)
     expected = weights[0] * subject.delta() + weights[1] * style.delta()
@@ -73,10 +74,40 @@ def test_coefficients_of_one_are_the_plain_sum(name, ranks, alphas, weights, see
     )
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    name=st.sampled_from(sorted(SHAPES)),
+    ranks=st.lists(st.integers(1, 4), min_size=1, max_size=5),
+    owners=st.lists(st.booleans(), min_size=5, max_size=5),
+    seed=st.integers(0, 2**16),
+)
+def test_any_number_of_loras_add_up_each_with_its_own_weight_and_coefficients(name, ranks, owners, seed):
+    generator = torch.Generator().manual_seed(seed)
+    parts = [random_layer(name, rank, 2.0, seed + index) for index, rank in enumerate(ranks)]
+    weights = (torch.rand(len(parts), generator=generator) * 4 - 2).tolist()
+    vectors = [torch.randn(parts[0].columns, generator=generator) for _ in parts]
+    having = [index for index in range(len(parts)) if owners[index]]
+    loras = [layers(part) if index in having else {} for index, part in enumerate(parts)]
+    merged = merge_layers(loras, weights, [{name: m} if i in having else {} for i, m in enumerate(vectors)])
+    assert set(merged) == ({name} if having else set())
+    if having:
+        expected = sum(weights[i] * dense_columns(parts[i]) * vectors[i] for i in having)
+        torch.testing.assert_close(dense_columns(merged[name]), expected, rtol=1e-4, atol=1e-4)
+        assert merged[name].rank == sum(ranks[i] for i in having)
+
+
+def test_extras_of_any_number_of_loras_add_up():
+    a, b, c = ({"n.diff_b": torch.randn(3, generator=torch.Generator().manual_seed(i))} for i in range(3))
+    merged = merge_extras([a, b, {}, c], [0.5, -1.0, 2.0, 3.0])["n.diff_b"]
+    torch.testing.assert_close(merged, 0.5 * a["n.diff_b"] - b["n.diff_b"] + 3 * c["n.diff_b"])
+    with pytest.raises(IncompatibleError, match=r"n\.diff_b is 3 in one LoRA but 4 in another"):
+        merge_extras([a, {}, {"n.diff_b": torch.ones(4)}])
+
+
 def test_layers_of_one_side_keep_their_weight_and_their_own_coefficients():
     subject, style = layers(layer(Q), layer(K2)), layers(layer(Q, seed=5), layer(OUT))
     m = torch.rand(5)
-    merged = merge_layers(subject, style, 0.5, 2.0, {K2: (m, None), OUT: (None, 2 * m)})
+    merged = merge_layers([subject, style], [0.5, 2.0], [{K2: m}, {OUT: 2 * m}])
     assert list(merged) == [Q, K2, OUT]
     torch.testing.assert_close(merged[K2].delta(), 0.5 * subject[K2].delta() * m)
     torch.testing.assert_close(merged[OUT].delta(), 4.0 * style[OUT].delta() * m)
@@ -85,7 +116,7 @@ def test_layers_of_one_side_keep_their_weight_and_their_own_coefficients():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_merging_is_done_in_fp32(dtype):
     subject, style = layer(Q).to(dtype=dtype), layer(Q, seed=1).to(dtype=dtype)
-    merged = merge_layers(layers(subject), layers(style), 0.3, 0.6)[Q]
+    merged = merge_layers([layers(subject), layers(style)], [0.3, 0.6])[Q]
     assert merged.up.dtype == merged.down.dtype == torch.float32
     torch.testing.assert_close(merged.delta(), 0.3 * subject.delta() + 0.6 * style.delta())
 
@@ -93,7 +124,7 @@ def test_merging_is_done_in_fp32(dtype):
 def test_inputs_stay_as_they_are():
     subject, style = layer(Q), layer(Q, seed=1)
     before = [t.clone() for t in (subject.up, subject.down, style.up, style.down)]
-    merge_layers(layers(subject), layers(style), 0.3, 0.6, {Q: (torch.rand(5), torch.rand(5))})
+    merge_layers([layers(subject), layers(style)], [0.3, 0.6], [{Q: torch.rand(5)}] * 2)
     assert all(
         torch.equal(a, b)
         for a, b in zip(before, (subject.up, subject.down, style.up, style.down), strict=True)
@@ -125,9 +156,20 @@ def test_pair_sorts_layers_by_side():
     subject = Lora("subject", layers(layer(Q), layer(K2), layer(CONV, 4, (3, 3, 3))))
     style = Lora("style", layers(layer(TE1), layer(Q), layer(CONV, 4, (3, 3, 3), 1)))
     pairing = pair(subject, style)
-    assert (pairing.common, pairing.subject_only, pairing.style_only) == ((Q, CONV), (K2,), (TE1,))
+    assert (pairing.common, pairing.single) == ((Q, CONV), ((K2,), (TE1,)))
     nothing = pair(Lora("a", layers(layer(Q))), Lora("b", layers(layer(K2))))
-    assert (nothing.common, nothing.subject_only, nothing.style_only) == ((), (Q,), (K2,))
+    assert (nothing.common, nothing.single) == ((), ((Q,), (K2,)))
+
+
+def test_a_layer_is_common_when_two_of_many_have_it():
+    a = Lora("a", layers(layer(Q), layer(K2)))
+    b = Lora("b", layers(layer(OUT), layer(Q)))
+    c = Lora("c", layers(layer(OUT), layer(TE1)))
+    assert pair(a, b, c).common == (Q, OUT)
+    assert pair(a, b, c).single == ((K2,), (), (TE1,))
+    wide = Lora("wide", layers(layer(OUT, columns=9)))
+    with pytest.raises(IncompatibleError, match=rf"{OUT} is 6x5 in b but 6x9 in wide"):
+        pair(a, b, c, wide)
 
 
 def test_pair_refuses_layers_of_different_shapes_by_name():

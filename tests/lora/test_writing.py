@@ -1,32 +1,24 @@
-"""A file is whole and verified or not there, and nothing is replaced unless asked."""
+"""What is written is what was meant, in the names and shapes that loaders take, and read back to prove it."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
-from collections import namedtuple
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
 
 from lib_ziplora.errors import OutputError
-from lib_ziplora.lora import serialize, writing
+from lib_ziplora.lora import casting, serialize, shapes, verifying, writing
 from lib_ziplora.lora.algebra import merge_layers
-from lib_ziplora.lora.file import check_output, output_size, read_lora, write_lora
+from lib_ziplora.lora.file import read_lora, write_lora
 from lib_ziplora.lora.layer import LoraLayer
 
-from .files import CONV, K2, SKIP, TE1, UNET, Q, assert_same_deltas, layer, layers, sample_layers
+from .files import CONV, K2, SKIP, TE1, UNET, Q, assert_same_deltas, layer, layers, only, sample_layers
 
 TE2_Q = "lora_te2_text_model_encoder_layers_0_self_attn_q_proj"
 TOLERANCE = {"fp16": 2e-3, "bf16": 2e-2, "fp32": 1e-6}
-
-
-def only(folder: Path, *names: str) -> bool:
-    return sorted(path.name for path in folder.iterdir()) == sorted(names)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
@@ -43,7 +35,7 @@ def test_what_is_written_is_read_back(tmp_path, precision):
 
 def test_a_merge_survives_the_file(tmp_path):
     a, b = sample_layers(1), sample_layers(2)
-    merged = merge_layers(a, b, 0.7, 0.4, {Q: (torch.rand(5), torch.rand(5))})
+    merged = merge_layers([a, b], [0.7, 0.4], [{Q: torch.rand(5)}, {Q: torch.rand(5)}])
     write_lora(tmp_path / "m.safetensors", merged, precision="fp32")
     assert_same_deltas(read_lora(tmp_path / "m.safetensors").layers, merged)
 
@@ -63,15 +55,15 @@ def test_the_tensors_have_the_names_and_shapes_that_loaders_take(tmp_path):
     assert shapes[f"{SKIP}.lora_up.weight"] == (5, 2, 1, 1)
 
 
-def test_every_convolution_of_the_unet_is_written_as_one(tmp_path):
+def test_every_convolution_of_the_unet_is_written_as_one():
     items = {
         name: layer(name, 2, (2, *m.shape[2:]) if len(m.shape) == 4 and m.shape[2] > 1 else 2, 1)
         for name, m in UNET.items()
     }
-    tensors = serialize.stored_tensors(items, "fp16")
+    entries = serialize.file_entries(items, "fp16")
     for name, module in UNET.items():
-        assert tensors[f"{name}.lora_down.weight"].shape[2:] == module.shape[2:], name
-        assert tensors[f"{name}.lora_up.weight"].ndim == len(module.shape), name
+        assert entries[f"{name}.lora_down.weight"].shape[2:] == module.shape[2:], name
+        assert len(entries[f"{name}.lora_up.weight"].shape) == len(module.shape), name
 
 
 def test_hashes_and_name_in_the_header_are_the_files_own(tmp_path):
@@ -110,159 +102,35 @@ def test_metadata_of_any_text_is_kept_readable(tmp_path):
         assert file.metadata()["note"] == '猫 \U0001f431 ? " \\ \n'
 
 
-# --- precision ----------------------------------------------------------------------------------------
+# --- read back ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("up", "down"), [(1e7, 1e-5), (1e-8, 1e4), (1e-5, 1e-2), (1e5, 1e-7)])
-def test_factors_out_of_fp16s_range_are_balanced(tmp_path, up, down):
-    item = layer(Q, size=1.0)
-    item = LoraLayer(Q, item.down * down, item.up * up, item.alpha)
-    write_lora(tmp_path / "m.safetensors", layers(item), precision="fp16")
-    read = read_lora(tmp_path / "m.safetensors").layers[Q]
-    size = float(item.delta().abs().max())
-    torch.testing.assert_close(read.delta(), item.delta(), rtol=0, atol=4e-3 * size + 1e-9)
+def flipped(content, place, bit):
+    changed = bytearray(content)
+    changed[place] ^= bit
+    return bytes(changed)
 
 
-def test_components_are_balanced_one_by_one_and_by_powers_of_two():
-    up, down = torch.randn(4, 3), torch.randn(3, 5)
-    up[:, 1] *= 1e-6
-    up[:, 2] = 0
-    new_up, new_down = serialize.balanced(up, down)
-    assert torch.equal(new_up[:, ::2], up[:, ::2])
-    assert torch.equal(new_down[::2], down[::2])
-    assert new_up[:, 1].abs().max() > 1e-4
-    powers = torch.log2(new_up[:, 1] / up[:, 1])
-    assert torch.equal(powers, powers.round())
-    torch.testing.assert_close(new_up @ new_down, up @ down, rtol=1e-5, atol=1e-6)
-
-
-def test_what_fp16_cannot_hold_is_refused(tmp_path):
-    item = LoraLayer(Q, torch.full((1, 5), 1e6), torch.full((6, 1), 1e6), 1.0)
-    with pytest.raises(OutputError, match=f"{Q} has numbers that fp16 can't hold. Choose bf16 or fp32"):
-        write_lora(tmp_path / "m.safetensors", layers(item))
-    assert only(tmp_path)
-    write_lora(tmp_path / "m.safetensors", layers(item), precision="bf16")
-
-
-def test_a_layer_of_almost_nothing_is_written(tmp_path):
-    item = LoraLayer(Q, torch.randn(3, 5) * 1e-9, torch.randn(6, 3) * 1e-9, 3.0)
-    write_lora(tmp_path / "m.safetensors", layers(item))
-    assert float(read_lora(tmp_path / "m.safetensors").layers[Q].delta().abs().max()) < 1e-9
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_nan_is_never_written(tmp_path, value):
-    item = LoraLayer(Q, torch.full((1, 5), value), torch.ones(6, 1), 1.0)
-    with pytest.raises(OutputError, match=f"{Q} holds NaN"):
-        write_lora(tmp_path / "m.safetensors", layers(layer(K2), item), precision="fp32")
-    assert only(tmp_path)
-
-
-# --- the folder ---------------------------------------------------------------------------------------
-
-
-def test_an_existing_file_is_not_replaced(tmp_path):
-    target = tmp_path / "m.safetensors"
-    target.write_bytes(b"mine")
-    with pytest.raises(OutputError, match=r"m\.safetensors exists already"):
-        write_lora(target, sample_layers())
-    assert target.read_bytes() == b"mine"
-    assert only(tmp_path, "m.safetensors")
-
-
-@pytest.mark.parametrize("links", [True, False])
-def test_a_file_that_appears_while_writing_is_not_replaced(tmp_path, monkeypatch, links):
-    target = tmp_path / "m.safetensors"
-    verify = writing._verify
-
-    def somebody_is_faster(*arguments):
-        verify(*arguments)
-        target.write_bytes(b"theirs")
-
-    monkeypatch.setattr(writing, "_verify", somebody_is_faster)
-    if not links:
-        monkeypatch.setattr(os, "link", no_links)
-    with pytest.raises(OutputError, match="exists already"):
-        write_lora(target, sample_layers())
-    assert target.read_bytes() == b"theirs"
-    assert only(tmp_path, "m.safetensors")
-
-
-def no_links(*_):
-    raise OSError(errno.EPERM, "no hard links here")
-
-
-def test_a_file_system_without_hard_links(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "link", no_links)
-    write_lora(tmp_path / "m.safetensors", sample_layers())
-    assert set(read_lora(tmp_path / "m.safetensors").layers) == set(sample_layers())
-    assert only(tmp_path, "m.safetensors")
-
-
-def test_overwriting_replaces_the_file(tmp_path):
-    target = tmp_path / "m.safetensors"
-    target.write_bytes(b"old")
-    write_lora(target, sample_layers(), overwrite=True)
-    assert set(read_lora(target).layers) == set(sample_layers())
-    assert only(tmp_path, "m.safetensors")
-
-
-FAILURES = {
-    "disk full": (OSError(errno.ENOSPC, "No space left on device"), OutputError, "disk is full"),
-    "read only": (OSError(errno.EROFS, "Read-only file system"), OutputError, "can't be written to"),
-    "something": (OSError(errno.EIO, "Input/output error"), OutputError, "Input/output error"),
-    "Ctrl+C": (KeyboardInterrupt(), KeyboardInterrupt, None),
+DAMAGES = {
+    "cut": lambda content: content[:-3],
+    "longer": lambda content: content + b"\0",
+    "flip": lambda content: flipped(content, -1, 0x40),
+    "lowest bit": lambda content: flipped(content, -2, 0x01),
+    "alpha": lambda content: flipped(content, 8 + int.from_bytes(content[:8], "little") + 2, 0x01),
+    "name": lambda content: content.replace(b"attn1_to_q.", b"attn1_to_?."),
+    "metadata": lambda content: content.replace(b"ss_output_name", b"ss_output_nama"),
 }
 
 
-@pytest.mark.parametrize("overwrite", [True, False])
-@pytest.mark.parametrize("failure", sorted(FAILURES))
-@pytest.mark.parametrize("where", ["fsync", "pieces", "replace"])
-def test_a_failed_write_leaves_everything_as_it_was(tmp_path, monkeypatch, where, failure, overwrite):
-    error, kind, words = FAILURES[failure]
-
-    def fail(*_):
-        raise error
-
-    if overwrite:
-        (tmp_path / "m.safetensors").write_bytes(b"old")
-    if where == "fsync":
-        monkeypatch.setattr(os, "fsync", fail)
-    elif where == "pieces":
-        monkeypatch.setattr(writing, "_write", half_written(error))
-    else:
-        monkeypatch.setattr(Path, "replace", fail)
-        monkeypatch.setattr(os, "link", no_links)
-    with pytest.raises(kind, match=words):
-        write_lora(tmp_path / "m.safetensors", sample_layers(), overwrite=overwrite)
-    assert only(tmp_path, *(["m.safetensors"] if overwrite else []))
-    if overwrite:
-        assert (tmp_path / "m.safetensors").read_bytes() == b"old"
-
-
-def half_written(error):
-    def write(temporary, header, _):
-        temporary.write_bytes(header)
-        raise error
-
-    return write
-
-
-@pytest.mark.parametrize("damage", ["cut", "flip", "name"])
+@pytest.mark.parametrize("damage", sorted(DAMAGES))
 def test_a_file_that_reads_back_differently_is_not_kept(tmp_path, monkeypatch, damage):
     write = writing._write
 
-    def damaged(temporary, header, tensors):
-        sha256 = write(temporary, header, tensors)
+    def damaged(temporary, content_of_file):
+        written = write(temporary, content_of_file)
         content = temporary.read_bytes()
-        if damage == "cut":
-            content = content[:-3]
-        elif damage == "flip":
-            content = content[:-1] + bytes([content[-1] ^ 0x40])
-        else:
-            content = content.replace(b"attn1_to_q.", b"attn1_to_?.")
-        temporary.write_bytes(content)
-        return sha256
+        temporary.write_bytes(DAMAGES[damage](content))
+        return written
 
     monkeypatch.setattr(writing, "_write", damaged)
     with pytest.raises(OutputError, match=r"m\.safetensors .*read back"):
@@ -270,66 +138,46 @@ def test_a_file_that_reads_back_differently_is_not_kept(tmp_path, monkeypatch, d
     assert only(tmp_path)
 
 
-def test_a_wrong_delta_is_noticed(tmp_path, monkeypatch):
-    monkeypatch.setattr(serialize, "_cast", lambda item, _: (item.down.half(), (item.up * 1.01).half()))
-    with pytest.raises(OutputError, match="loses too much in fp16"):
-        write_lora(tmp_path / "m.safetensors", sample_layers())
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_a_wrong_delta_is_noticed(tmp_path, monkeypatch, precision):
+    into = LoraLayer.factors_into
+
+    def wrong(self, down, up):
+        into(self, down, up)
+        up *= 1.01
+
+    traced = casting._traced
+    monkeypatch.setattr(casting, "_traced", lambda up, *rest: traced(up / 1.01, *rest))
+    monkeypatch.setattr(LoraLayer, "factors_into", wrong)
+    with pytest.raises(OutputError, match=f"loses too much in {precision}"):
+        write_lora(tmp_path / "m.safetensors", sample_layers(), precision=precision)
     assert only(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("m.pt", "must end in"),
-        ("none.safetensors", "WebUI uses"),
-        ("a,b.safetensors", "doesn't work in prompts"),
-    ],
-)
-def test_names_are_checked_before_anything_is_written(tmp_path, name, words):
-    for attempt in (check_output, lambda path: write_lora(path, sample_layers())):
-        with pytest.raises(OutputError, match=words):
-            attempt(tmp_path / name)
+@pytest.mark.parametrize("change", [{"rank": 4}, {"weight_shape": (6, 5, 3, 3)}, {"name": K2}])
+def test_a_layer_that_reads_back_as_another_is_noticed(tmp_path, monkeypatch, change):
+    found = shapes.shapes_of
+
+    def other(raw, parsed):
+        layers = dict(found(raw, parsed).layers)
+        shape = layers.pop(Q)
+        fields = {"name": Q, "rank": shape.rank, "weight_shape": shape.weight_shape} | change
+        name = fields.pop("name")
+        layers[name] = serialize.LayerShape(**fields)
+        return shapes.FileShapes(layers, {})
+
+    monkeypatch.setattr(verifying, "shapes_of", other)
+    with pytest.raises(OutputError, match="read back differently"):
+        write_lora(tmp_path / "m.safetensors", layers(layer(Q)))
     assert only(tmp_path)
 
 
-def test_folders_are_checked_beforehand(tmp_path, monkeypatch):
-    with pytest.raises(OutputError, match="does not exist"):
-        check_output(tmp_path / "nowhere" / "m.safetensors")
-    (tmp_path / "f.safetensors").mkdir()
-    with pytest.raises(OutputError, match="is a folder"):
-        check_output(tmp_path / "f.safetensors", overwrite=True)
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(writing.shutil, "disk_usage", lambda _: usage(10, 9, 1 << 20))
-    check_output(tmp_path / "m.safetensors", size=1 << 20)
-    with pytest.raises(OutputError, match=r"needs 5 MB, but .* has 1 MB left"):
-        check_output(tmp_path / "m.safetensors", size=5 << 20)
-
-
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="everything is writable for root")
-def test_a_folder_that_cannot_be_written(tmp_path):
-    tmp_path.chmod(0o500)
-    with pytest.raises(OutputError, match="can't be written to"):
-        check_output(tmp_path / "m.safetensors")
-    tmp_path.chmod(0o700)
-
-
-def test_a_folder_that_refuses_new_files(tmp_path, monkeypatch):
-    def refuse(*_, **__):
-        raise PermissionError(errno.EACCES, "Permission denied")
-
-    monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(OutputError, match="can't be written to"):
-        check_output(tmp_path / "m.safetensors")
-
-
-def test_the_size_is_told_beforehand(tmp_path):
-    items = layers(*(layer(name, 64, 64, 16) for name in (Q, K2)))
-    write_lora(tmp_path / "m.safetensors", items)
-    assert (
-        0.5 * output_size(items, "fp16")
-        < (tmp_path / "m.safetensors").stat().st_size
-        < output_size(items, "fp16")
-    )
+def test_extras_are_written_beside_the_layers(tmp_path):
+    extras = {f"{Q}.diff_b": torch.randn(6), "lora_unet_input_blocks_4_1_norm.w_norm": torch.randn(4)}
+    extras["lora_unet_input_blocks_4_1_norm.b_norm"] = torch.randn(4)
+    write_lora(tmp_path / "m.safetensors", layers(layer(Q)), precision="fp32", extras=extras)
+    read = read_lora(tmp_path / "m.safetensors").extras
+    assert read.keys() == extras.keys() and all(torch.equal(read[name], extras[name]) for name in extras)
 
 
 def test_nothing_to_write_and_unknown_precisions_are_refused(tmp_path):
