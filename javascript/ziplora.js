@@ -6,10 +6,14 @@
 
     const TASK_KEY = "ziplora_task";
     const POLL_MS = 400;
+    const WATCH_MS = 1500;
     const RESTORE_MS = 500;
     const RESTORE_TRIES = 40;
+    const SETTLE_TRIES = 10;
     let task = "";
+    let followed = "";
     let timer = null;
+    let watching = null;
 
     function find(selector) {
         const app = typeof window.gradioApp === "function" ? window.gradioApp() : document;
@@ -45,22 +49,28 @@
 
     // The WebUI's shortcuts (Ctrl+Enter, Alt+Enter, Esc) read style.display of these buttons.
     function showRunning(running) {
-        for (const [id, shown] of [["generate", !running], ["interrupt", running], ["skip", running]]) {
+        for (const [id, shown] of [["generate", !running], ["check", !running], ["interrupt", running], ["skip", running]]) {
             const button = find("#ziplora_" + id);
             if (button) button.style.display = shown ? "block" : "none";
         }
+        const again = find("#ziplora_reexport");
+        if (again) again.disabled = running;
         const root = find("#ziplora_root");
         if (root) root.classList.toggle("ziplora-running", running);
     }
 
     function follow(ticket, restored) {
         remember(ticket);
+        followed = ticket;
         showRunning(true);
+        clearInterval(watching);
+        watching = setInterval(() => press("ziplora_watch"), WATCH_MS);
         const ended = () => {
             if (task !== ticket) return;
             if (restored) {
                 fetchOutcome(RESTORE_TRIES);
             } else if (inWebui()) {
+                clearInterval(watching);
                 showRunning(false);
             }
         };
@@ -86,21 +96,38 @@
         clearInterval(timer);
         let asked = false;
         timer = setInterval(() => {
-            const bar = find("#ziplora_bar [data-state]");
-            const state = bar ? bar.dataset.state : "";
+            const state = barState();
             if (asked && (state === "finished" || state === "unknown")) {
                 clearInterval(timer);
                 ended();
                 return;
             }
-            if (bar && state !== "finished" && state !== "unknown") asked = true;
+            if (state && state !== "finished" && state !== "unknown") asked = true;
             press("ziplora_poll");
         }, POLL_MS);
     }
 
+    // An answer that was under way when the task ended may come last: ask until the bar knows.
+    function settle(tries) {
+        if (followed) press("ziplora_watch");
+        if (inWebui()) return;
+        press("ziplora_poll");
+        setTimeout(() => {
+            if (tries > 0 && !task && barState() !== "finished" && barState() !== "unknown") settle(tries - 1);
+        }, POLL_MS);
+    }
+
+    function barState() {
+        const bar = find("#ziplora_bar [data-state]");
+        return bar ? bar.dataset.state : "";
+    }
+
     function finished() {
         clearInterval(timer);
-        if (!inWebui()) press("ziplora_poll");
+        clearInterval(watching);
+        settle(SETTLE_TRIES);
+        const box = find("#ziplora_result");
+        if (box && box.scrollIntoView) box.scrollIntoView({block: "nearest"});
         // Without an answer (the server went away) the ticket is kept, so that the next page can ask.
         if (find("#ziplora_result [data-outcome]")) remember("");
         showRunning(false);
@@ -146,7 +173,7 @@
         return values.slice(0, count);
     };
 
-    window.ziplora = {finished, copyTag, sendToTxt2img, ticket: () => [task]};
+    window.ziplora = {finished, copyTag, sendToTxt2img, ticket: () => [task], followed: () => [followed]};
 
     function start(root) {
         if (find("#txt2img_prompt")) root.classList.add("ziplora-in-webui");

@@ -7,36 +7,29 @@ appears everywhere, with the same name, range, default and help.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .errors import ConfigError
+from .options import Option as Option
+from .options import check, coerce
+from .options import parse_rank as parse_rank
 
+Role = Literal["subject", "style"]
 Method = Literal["ziplora", "instant", "direct"]
 Start = Literal["ones", "closed-form"]
-Objective = Literal["relative", "paper"]
+Objective = Literal["relative", "cosine", "public", "paper"]
 TextEncoders = Literal["both", "subject", "style", "none"]
 Precision = Literal["fp16", "bf16", "fp32"]
 Checkpointing = Literal["auto", "on", "off"]
 Batching = Literal["auto", "together", "separate"]
 
-
+ROLES: tuple[Role, ...] = ("subject", "style")
 PAPER_LAMBDA = 0.01
-
-
-@dataclass(frozen=True)
-class Option:
-    """How people see a setting: label, help, range or choices."""
-
-    label: str
-    help: str
-    minimum: float | None = None
-    maximum: float | None = None
-    step: float | None = None
-    choices: tuple[str, ...] = ()
-    advanced: bool = False
+LARGEST_WEIGHT = 10
 
 
 def _option(default: Any, label: str, help: str, **ranges: Any) -> Any:
@@ -56,13 +49,14 @@ class MergeSettings:
     )
     steps: int = _option(100, "Updates", "Updates of the coefficients", minimum=1, maximum=1000, step=1)
     learning_rate: float = _option(
-        0.01, "Learning rate", "Adam's learning rate", minimum=0.0001, maximum=0.5, step=0.0001
+        0.01, "Learning rate", "Adam's learning rate", minimum=0.00001, maximum=0.5, step=0.0001
     )
     objective: Objective = _option(
         "relative",
         "Objective",
-        "relative divides each error by its LoRA's own effect; paper is equation 5 to the letter",
-        choices=("relative", "paper"),
+        "relative divides each error by its LoRA's own effect; cosine does too, and keeps directions apart instead of "
+        "sizes; public is the public script's mean squares; paper is equation 5 to the letter",
+        choices=("relative", "cosine", "public", "paper"),
         advanced=True,
     )
     start: Start = _option(
@@ -75,7 +69,7 @@ class MergeSettings:
     similarity_lambda: float = _option(
         0.1,
         "Similarity weight",
-        "Weight of the term that keeps the columns of both LoRAs apart (the paper's objective: 0.01)",
+        "Weight of the term that keeps the columns of the LoRAs apart (the paper's objective: 0.01)",
         minimum=0.0,
         maximum=100.0,
         step=0.01,
@@ -130,14 +124,14 @@ class MergeSettings:
     text_encoders: TextEncoders = _option(
         "both",
         "Text encoder layers from",
-        "Whose text-encoder layers the merged file gets",
+        "Whose text-encoder layers the merged file gets; both are those of every LoRA",
         choices=("both", "subject", "style", "none"),
         advanced=True,
     )
     batching: Batching = _option(
         "auto",
-        "Subject and style",
-        "in one batch (faster) or one after the other (less memory)",
+        "Samples of an update",
+        "One sample of each LoRA: together in one batch (faster), or one after the other (less memory)",
         choices=("auto", "together", "separate"),
         advanced=True,
     )
@@ -157,15 +151,15 @@ class MergeSettings:
     rank: str = _option(
         "exact",
         "Rank of the file",
-        "exact keeps all of both; a number, 64, is the highest rank of a layer; a fraction, 0.995, is the share "
+        "exact keeps all of every LoRA; a number, 64, is the highest rank of a layer; a fraction, 0.995, is the share "
         "of each layer's energy that stays",
         advanced=True,
     )
 
     split: bool = _option(
         False,
-        "Subject and style as files too",
-        "Also writes name_subject and name_style, which at 1 and 1 equal the merged file: a prompt can turn either",
+        "Each LoRA's part as a file too",
+        "Also writes name_subject and name_style, which at 1 and 1 equal the merged file: a prompt can turn each",
         advanced=True,
     )
 
@@ -179,6 +173,11 @@ class MergeSettings:
         """Whether the closed form is needed."""
         return self.method == "instant" or (self.method == "ziplora" and self.start == "closed-form")
 
+    @property
+    def text_roles(self) -> tuple[Role, ...]:
+        """The roles whose LoRAs give their text-encoder layers to the merged file."""
+        return ROLES if self.text_encoders == "both" else tuple(r for r in ROLES if r == self.text_encoders)
+
     def remarks(self) -> list[str]:
         """Settings that are allowed but hardly meant, as sentences."""
         if self.updates and self.objective == "paper" and self.similarity_lambda != PAPER_LAMBDA:
@@ -190,33 +189,9 @@ class MergeSettings:
 
     def __post_init__(self) -> None:
         if parse_rank(self.rank) is not None and self.split:
-            raise ConfigError(
-                "The two files of split hold each part whole: choose the rank exact, or no split."
-            )
+            raise ConfigError("The files of split hold each part whole: choose the rank exact, or no split.")
         for name, option in setting_fields().items():
-            _check(name, option, getattr(self, name))
-
-
-def parse_rank(text: str) -> int | float | None:
-    """What ``MergeSettings.rank`` asks for: None for exact, a highest rank, or a share of energy.
-
-    Raises:
-        ConfigError: none of these.
-    """
-    word = text.strip().lower()
-    if word == "exact":
-        return None
-    try:
-        number = float(word)
-        if 0 < number < 1:
-            return number
-        if number >= 1 and number == int(number):
-            return int(number)
-    except (ValueError, OverflowError):
-        pass
-    raise ConfigError(
-        f"rank must be exact, a whole number such as 64, or a fraction below 1 such as 0.995, not {text!r}."
-    )
+            check(name, option, getattr(self, name))
 
 
 def setting_fields() -> dict[str, Option]:
@@ -239,34 +214,7 @@ def settings_from(values: Mapping[str, Any]) -> MergeSettings:
     unknown = sorted(set(values) - set(defaults))
     if unknown:
         raise ConfigError(f"Unknown setting {', '.join(unknown)}; there are {', '.join(defaults)}.")
-    return MergeSettings(**{name: _coerce(name, defaults[name], value) for name, value in values.items()})
-
-
-def _coerce(name: str, default: Any, value: Any) -> Any:
-    kind = type(default)
-    if kind is bool:
-        words = {"true": True, "false": False, "1": True, "0": False}
-        if str(value).strip().lower() not in words:
-            raise ConfigError(f"{name} must be true or false, not {value!r}.")
-        return words[str(value).strip().lower()]
-    if kind is str and not isinstance(value, str):
-        raise ConfigError(f"{name} must be text, not {value!r}.")
-    try:
-        if kind is int and isinstance(value, (float, str)) and float(value) != int(float(value)):
-            raise ValueError(value)
-        return kind(float(value)) if kind is int else kind(value)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ConfigError(f"{name} must be {kind.__name__}, not {value!r}.") from error
-
-
-def _check(name: str, option: Option, value: Any) -> None:
-    if option.choices and value not in option.choices:
-        raise ConfigError(f"{name} must be one of {', '.join(option.choices)}, not {value!r}.")
-    low, high = option.minimum, option.maximum
-    if low is not None and high is not None and not (math.isfinite(value) and low <= value <= high):
-        raise ConfigError(f"{name} must lie between {low} and {high}, not {value!r}.")
-    if name in ("width", "height") and value % 64:
-        raise ConfigError(f"{name} must be a multiple of 64, not {value!r}.")
+    return MergeSettings(**{name: coerce(name, defaults[name], value) for name, value in values.items()})
 
 
 @dataclass(frozen=True)
@@ -278,20 +226,29 @@ class LoraInput:
         prompt: what it is prompted with, trigger words included.
         weight: the strength that ``<lora:name:weight>`` would have.
         images: reference image files; none are needed.
+        role: what it brings, a subject or a style.
     """
 
     lora: str
     prompt: str = ""
     weight: float = 1.0
     images: tuple[str, ...] = ()
+    role: Role = "subject"
 
     def __post_init__(self) -> None:
         if not self.lora:
             raise ConfigError("No LoRA is chosen. Choose a subject and a style.")
-        if not math.isfinite(self.weight) or self.weight == 0 or abs(self.weight) > 10:
-            raise ConfigError(
-                f"The weight of {self.lora} must be between -10 and 10 and not 0, not {self.weight!r}."
-            )
+        if self.role not in ROLES:
+            raise ConfigError(f"{self.lora} must be one of {', '.join(ROLES)}, not {self.role!r}.")
+        check_weight(f"The weight of {self.lora}", self.weight)
+
+
+def check_weight(what: str, weight: float) -> None:
+    """Raise ConfigError for a strength that no ``<lora:name:weight>`` should have."""
+    if not math.isfinite(weight) or weight == 0 or abs(weight) > LARGEST_WEIGHT:
+        raise ConfigError(
+            f"{what} must be between -{LARGEST_WEIGHT} and {LARGEST_WEIGHT} and not 0, not {weight!r}."
+        )
 
 
 @dataclass(frozen=True)
@@ -299,15 +256,41 @@ class MergeRequest:
     """A whole job: the same object for every front end.
 
     Attributes:
-        subject: the LoRA of the subject (the paper's content).
-        style: the LoRA of the style.
+        loras: at least two, of any roles.
         output: name of the merged LoRA, without extension (a path where the host allows it).
         overwrite: replace a file of that name.
         settings: what to compute.
     """
 
-    subject: LoraInput
-    style: LoraInput
+    loras: tuple[LoraInput, ...]
     output: str
     overwrite: bool = False
     settings: MergeSettings = field(default_factory=MergeSettings)
+
+    def __post_init__(self) -> None:
+        if len(self.loras) < 2:
+            raise ConfigError("A merge needs at least two LoRAs. Choose another one.")
+
+    @classmethod
+    def pair(
+        cls,
+        subject: LoraInput,
+        style: LoraInput,
+        output: str,
+        overwrite: bool = False,
+        settings: MergeSettings | None = None,
+    ) -> MergeRequest:
+        """The merge of one subject (the paper's content) and one style, whatever their ``role`` says."""
+        loras = dataclasses.replace(subject, role="subject"), dataclasses.replace(style, role="style")
+        return cls(loras, output, overwrite, settings or MergeSettings())
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What each LoRA is called: ``subject``, ``style``; numbered, ``subject 2``, where a role has several."""
+        return labels([lora.role for lora in self.loras])
+
+
+def labels(roles: Sequence[Role]) -> tuple[str, ...]:
+    """The roles in words, numbered from 1 where one occurs several times."""
+    numbers = {role: itertools.count(1) for role in ROLES}
+    return tuple(f"{role} {next(numbers[role])}" if roles.count(role) > 1 else role for role in roles)

@@ -24,7 +24,7 @@ class UnsupportedLoraError(ZipLoraError):
 
 
 class IncompatibleError(ZipLoraError):
-    """The two LoRAs, or a LoRA and the checkpoint, do not fit each other."""
+    """The LoRAs, or a LoRA and the checkpoint, do not fit each other."""
 
 
 class OutputError(ZipLoraError):

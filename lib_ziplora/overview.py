@@ -59,8 +59,8 @@ def describe_pair(first: Path, second: Path) -> dict[str, Any]:
     return {
         "files": [describe_file(first), describe_file(second)],
         "common_layers": len(pairing.common),
-        "first_only": list(pairing.subject_only),
-        "second_only": list(pairing.style_only),
+        "first_only": list(pairing.single[0]),
+        "second_only": list(pairing.single[1]),
         "mean_overlap": sum(overlap.values()) / len(overlap) if overlap else 0.0,
         "overlap": overlap,
     }

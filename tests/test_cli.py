@@ -210,7 +210,7 @@ def test_inspect_two_files_orders_the_layers_by_overlap(capsys: pytest.CaptureFi
     assert len(overlap) == minixl.LAYERS
     assert all(0 <= value <= 1 for value in overlap.values())
     assert cli.main(["inspect", *PAIR]) == 0
-    lines = capsys.readouterr().out.splitlines()[-minixl.LAYERS:]
+    lines = capsys.readouterr().out.splitlines()[-minixl.LAYERS :]
     values = [float(line.split()[0]) for line in lines]
     assert values == sorted(values, reverse=True)
     assert cli.main(["inspect", PAIR[0], PAIR[0], "--json"]) == 0

@@ -10,6 +10,7 @@ import pytest
 
 from lib_ziplora.config import (
     LoraInput,
+    MergeRequest,
     MergeSettings,
     setting_defaults,
     setting_fields,
@@ -78,6 +79,37 @@ def test_settings_survive_a_round_trip_through_plain_data() -> None:
 def test_impossible_weights_are_refused(weight: float) -> None:
     with pytest.raises(ConfigError, match="turtle"):
         LoraInput("turtle", weight=weight)
+
+
+@pytest.mark.parametrize(
+    ("roles", "names"),
+    [
+        (("subject", "style"), ("subject", "style")),
+        (("style", "style"), ("style 1", "style 2")),
+        (("subject", "style", "subject"), ("subject 1", "style", "subject 2")),
+        (("style", "subject", "subject", "style"), ("style 1", "subject 1", "subject 2", "style 2")),
+    ],
+)
+def test_loras_are_called_by_their_role_and_numbered_where_it_repeats(roles, names) -> None:
+    loras = tuple(LoraInput(f"lora{index}", role=role) for index, role in enumerate(roles))
+    assert MergeRequest(loras, "x").labels == names
+
+
+def test_a_merge_has_at_least_two_loras() -> None:
+    for loras in ((), (LoraInput("dog"),)):
+        with pytest.raises(ConfigError, match="at least two"):
+            MergeRequest(loras, "x")
+
+
+def test_a_pair_is_a_subject_and_a_style_whatever_the_inputs_say() -> None:
+    pair = MergeRequest.pair(LoraInput("dog", role="style"), LoraInput("ink", "a", 0.5), "x", True)
+    assert pair.loras == (LoraInput("dog", role="subject"), LoraInput("ink", "a", 0.5, role="style"))
+    assert (pair.output, pair.overwrite, pair.settings) == ("x", True, MergeSettings())
+
+
+def test_a_role_is_a_subject_or_a_style() -> None:
+    with pytest.raises(ConfigError, match="dog must be one of subject, style"):
+        LoraInput("dog", role="object")
 
 
 def test_a_lora_must_be_chosen() -> None:

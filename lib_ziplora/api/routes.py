@@ -11,13 +11,20 @@ from fastapi import APIRouter, Depends, FastAPI, HTTPException
 from starlette.responses import JSONResponse
 
 from .. import job, overview
-from ..config import MergeRequest
 from ..errors import ConfigError, HostError, OutputError, ZipLoraError
 from ..hosts import Host, ServesApi
-from ..job.queue import Job, JobQueue, JobStateError, QueueFullError
+from ..job.queue import Job, JobQueue, JobStateError, QueueFullError, Request
 from ..origins import AllowedOrigins
 from . import views
-from .bodies import Schema, inspect_request, inspect_schema, merge_request, merge_schema
+from .bodies import (
+    Schema,
+    inspect_request,
+    inspect_schema,
+    merge_request,
+    merge_schema,
+    reexport_request,
+    reexport_schema,
+)
 from .guard import JSON, json_object, own_pages_only
 
 PREFIX = "/ziplora/v1"
@@ -86,7 +93,7 @@ class _Desk:
         self.queue = JobQueue(host, wording=self._wording)
         self._reading = threading.Lock()
 
-    def _wording(self, request: MergeRequest, sentence: str) -> str:
+    def _wording(self, request: Request, sentence: str) -> str:
         return views.without_folders(sentence, views.folders_of(self.host, request.output))
 
     def merge(self, body: dict[str, Any] = BODY) -> views.Queued:
@@ -96,12 +103,25 @@ class _Desk:
         """
         with _refusals():
             request = merge_request(body)
-            for side in (request.subject, request.style):
-                self._require_installed(side.lora)
-            try:
-                queued = self.queue.submit(request)
-            except ZipLoraError as error:
-                raise type(error)(self._wording(request, str(error))) from error
+            for one in request.loras:
+                self._require_installed(one.lora)
+            return self._submit(request)
+
+    def reexport(self, body: dict[str, Any] = BODY) -> views.Queued:
+        """Queue writing a merge again with other strengths, rank or precision.
+
+        Nothing is learnt: it takes what the merge has left beside its file, and its LoRAs.
+        """
+        with _refusals():
+            request = reexport_request(body)
+            self._require_installed(request.source)
+            return self._submit(request)
+
+    def _submit(self, request: Request) -> views.Queued:
+        try:
+            queued = self.queue.submit(request)
+        except ZipLoraError as error:
+            raise type(error)(self._wording(request, str(error))) from error
         return views.Queued(id=queued.id, state="queued")
 
     def jobs(self) -> list[views.JobView]:
@@ -186,7 +206,9 @@ def _add_job_routes(router: APIRouter, desk: _Desk) -> None:
         429: "The queue is full",
     }
     body = {**BODY_PROBLEMS, **taken}
-    _add(router, "POST", "/merge", desk.merge, "Merge two LoRAs", views.Queued, body, merge_schema(), 202)
+    _add(router, "POST", "/merge", desk.merge, "Merge LoRAs", views.Queued, body, merge_schema(), 202)
+    again = "Write a merge again"
+    _add(router, "POST", "/re-export", desk.reexport, again, views.Queued, body, reexport_schema(), 202)
     _add(router, "GET", "/jobs", desk.jobs, "List the merges", list[views.JobView])
     _add(router, "GET", "/jobs/{job_id}", desk.job, "Follow a merge", views.JobView, gone)
     stop, finish = "/jobs/{job_id}/interrupt", "/jobs/{job_id}/finish"

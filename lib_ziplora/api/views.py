@@ -15,8 +15,8 @@ from pydantic import BaseModel, Field
 from ..config import setting_defaults, setting_fields
 from ..errors import OutputError
 from ..hosts import Host, Progress
-from ..job import CatalogEntry
-from ..job.queue import Job
+from ..job import CatalogEntry, ReexportRequest
+from ..job.queue import Job, Request
 from .bodies import TYPE_NAMES
 
 
@@ -42,18 +42,28 @@ class ProgressView(BaseModel):
     seconds_left: float | None = Field(None, description="An estimate; null while nothing is known")
     text: str = Field(..., description="One line for people")
     metrics: dict[str, float | None] = Field(
-        ..., description="loss, subject_loss, style_loss, similarity, travel while optimising"
+        ...,
+        description="loss, a loss of each LoRA (subject_loss, style_loss; subject_1_loss, ... of several), "
+        "similarity, travel while optimising",
     )
 
 
+class JobLora(BaseModel):
+    """One LoRA of a merge."""
+
+    lora: str = Field(..., description="Its name")
+    role: str = Field(..., description="subject or style")
+
+
 class JobView(BaseModel):
-    """One merge."""
+    """One merge, or one that is exported again."""
 
     id: str
+    kind: str = Field(..., description="merge or re-export")
     state: str = Field(..., description="queued, running, done, failed or interrupted")
     stopping: str = Field(..., description="interrupt or finish while a running job was asked to; else empty")
-    subject: str = Field(..., description="Name of the subject's LoRA")
-    style: str = Field(..., description="Name of the style's LoRA")
+    loras: list[JobLora] = Field(..., description="What is merged; empty for a re-export")
+    source: str = Field(..., description="Name of the merge that is exported again; empty for a merge")
     output: str = Field(..., description="Name of the merged LoRA")
     created: float = Field(..., description="Seconds since 1970")
     started: float | None = None
@@ -98,10 +108,11 @@ def job_view(job: Job) -> JobView:
     request = job.request
     return JobView(
         id=job.id,
+        kind="re-export" if isinstance(request, ReexportRequest) else "merge",
         state=job.state,
         stopping=job.stopping,
-        subject=request.subject.lora,
-        style=request.style.lora,
+        loras=_job_loras(request),
+        source=request.source if isinstance(request, ReexportRequest) else "",
         output=request.output,
         created=job.created,
         started=job.started or None,
@@ -110,6 +121,12 @@ def job_view(job: Job) -> JobView:
         report=_report(job),
         error=job.error or None,
     )
+
+
+def _job_loras(request: Request) -> list[JobLora]:
+    if isinstance(request, ReexportRequest):
+        return []
+    return [JobLora(lora=one.lora, role=one.role) for one in request.loras]
 
 
 def _progress_view(event: Progress | None) -> ProgressView | None:

@@ -1,4 +1,4 @@
-"""The command line: ``merge``, ``inspect`` and ``serve``.
+"""The command line: ``merge``, ``re-export``, ``inspect`` and ``serve``.
 
 Exit codes: 0 done; 1 it can't be done (one sentence on stderr says why); 2 the command is
 wrong; 130 interrupted, and nothing was written.
@@ -11,7 +11,8 @@ import sys
 from collections.abc import Sequence
 
 from ..errors import ConfigError, Interrupted, ZipLoraError
-from .arguments import parser, request_from
+from .arguments import parser
+from .requests import parsed, reexport_from, request_from
 from .terminal import lenient_output, silence_output
 
 FAILED, INTERRUPTED = 1, 130
@@ -21,12 +22,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     lenient_output()
     top = parser()
-    args = top.parse_args(argv)
+    args = parsed(top, argv)
     if args.command == "inspect" and len(args.files) > 2:
         top.error("inspect takes one or two files")
-    if args.command == "merge":
+    makers = {"merge": request_from, "re-export": reexport_from}
+    if args.command in makers:
         try:
-            args.request = request_from(args)
+            args.request = makers[args.command](args)
         except ConfigError as error:
             top.error(str(error))
     os.environ.setdefault("HF_HUB_OFFLINE", "1")

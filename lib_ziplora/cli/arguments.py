@@ -8,29 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..config import (
-    LoraInput,
-    MergeRequest,
-    MergeSettings,
-    Option,
-    setting_defaults,
-    setting_fields,
-    settings_from,
-)
+from ..config import ROLES, Option, Role, setting_defaults, setting_fields
 from . import commands
 
 DESCRIPTION = """\
-ZipLoRA for Stable Diffusion XL: merge a subject LoRA and a style LoRA into one file.
+ZipLoRA for Stable Diffusion XL: merge subject LoRAs and style LoRAs into one file.
 
-  merge     learn how the two fit together and write one LoRA
-  inspect   show what is in a LoRA file, or where two of them overlap
-  serve     the same as a page in the browser
+  merge      learn how the LoRAs fit together and write one
+  re-export  write a merge again with other strengths, rank or precision, in a moment
+  inspect    show what is in a LoRA file, or where two of them overlap
+  serve      the same as a page in the browser
 """
 
 MERGE_DESCRIPTION = """\
 Merge a subject LoRA and a style LoRA of SDXL into one ordinary LoRA file, which draws
 that subject in that style as <lora:name:1>. For every column of every layer a coefficient
-is learnt against the checkpoint, so that the two LoRAs disturb each other least.
+is learnt against the checkpoint, so that the LoRAs disturb each other least. More than two,
+two subjects, two styles: give each as --subject or --style.
 """
 
 MERGE_EPILOG = """\
@@ -47,8 +41,35 @@ the prompts are those that draw the subject and the style on their own, trigger 
 included; without them the LoRA's own metadata is asked. --method direct writes the plain
 weighted sum in a second and needs no checkpoint: a baseline to compare with.
 
+more than two: the prompts, weights and pictures belong to the subjects and styles in their
+order, "" is a prompt left out.
+
+  python -m lib_ziplora merge --checkpoint sd_xl_base_1.0/ -o pets-in-ink.safetensors \\
+      --subject dog.safetensors --subject-prompt "a sks dog" \\
+      --subject cat.safetensors --subject-prompt "a zwx cat" \\
+      --style ink.safetensors --style-prompt "a house in szn style"
+
+beside OUT.safetensors lies OUT.ziplora with what was learnt: re-export reads it.
+
 exit codes: 0 done; 1 it can't be done, and why; 2 wrong command; 130 interrupted (Ctrl+C),
 nothing written.
+"""
+
+REEXPORT_DESCRIPTION = """\
+Write a merge again, with other strengths, another rank or precision, or in parts. It needs
+the coefficients that the merge has left beside its file (NAME.ziplora) and the LoRAs that it
+was made of; nothing is learnt again, so it takes a moment and needs no checkpoint.
+"""
+
+REEXPORT_EPILOG = """\
+example, after the example of merge:
+
+  python -m lib_ziplora re-export turtle-fluent.safetensors --style-weight 0.6 --rank 8 \\
+      -o turtle-fluent-light.safetensors
+
+the weights multiply what each LoRA brings to the merge: 1 is as it was merged. of several
+subjects or styles each has its own, in the order of the merge. a LoRA that was renamed or
+moved since is found by its content in the --lora-dir folders.
 """
 
 INSPECT_EPILOG = """\
@@ -70,7 +91,7 @@ def parser() -> argparse.ArgumentParser:
     form = argparse.RawDescriptionHelpFormatter
     top = argparse.ArgumentParser("python -m lib_ziplora", description=DESCRIPTION, formatter_class=form)
     top.add_argument("--version", action="version", version=__version__)
-    names = top.add_subparsers(dest="command", required=True, metavar="{merge,inspect,serve}")
+    names = top.add_subparsers(dest="command", required=True, metavar="{merge,re-export,inspect,serve}")
 
     def command(name: str, description: str, epilog: str, run: Callable[..., int]) -> argparse.ArgumentParser:
         one = names.add_parser(name, description=description, epilog=epilog, formatter_class=form)
@@ -78,6 +99,7 @@ def parser() -> argparse.ArgumentParser:
         return one
 
     _add_merge(command("merge", MERGE_DESCRIPTION, MERGE_EPILOG, commands.merge))
+    _add_reexport(command("re-export", REEXPORT_DESCRIPTION, REEXPORT_EPILOG, commands.reexport))
     one = command(
         "inspect", "Show what is in a LoRA file, or where two overlap.", INSPECT_EPILOG, commands.inspect
     )
@@ -136,9 +158,66 @@ def _add_host(one: argparse.ArgumentParser) -> None:
 
 def _add_merge(one: argparse.ArgumentParser) -> None:
     one.add_argument(
-        "subject", metavar="SUBJECT", help="LoRA file of the subject (or its name in a --lora-dir)"
+        "files",
+        nargs="*",
+        metavar="SUBJECT STYLE",
+        help="LoRA files (or names in a --lora-dir) of a subject and a style; the same as --subject and --style",
     )
-    one.add_argument("style", metavar="STYLE", help="LoRA file of the style (or its name in a --lora-dir)")
+    _add_output(one)
+    _add_host(one)
+    inputs = one.add_argument_group("subjects and styles")
+    for role in ROLES:
+        inputs.add_argument(
+            f"--{role}",
+            action="append",
+            default=[],
+            metavar="LORA",
+            help=f"LoRA of a {role}: a file, or a name in a --lora-dir (may be repeated)",
+        )
+        inputs.add_argument(
+            f"--{role}-prompt",
+            action="append",
+            default=[],
+            metavar="TEXT",
+            help=f"prompt that draws the {role} (repeated: one for each, in order)",
+        )
+        _add_weight(inputs, role, f"strength of the {role} (default 1; repeated: one for each, in order)")
+        inputs.add_argument(
+            f"--{role}-images",
+            action="append",
+            nargs="+",
+            default=[],
+            metavar="IMAGE",
+            help=f"pictures of the {role} to learn from, instead of what its LoRA draws (none are needed)",
+        )
+    groups = {False: one.add_argument_group("settings"), True: one.add_argument_group("advanced settings")}
+    for name, option in setting_fields().items():
+        _add_setting(groups[option.advanced], name, option)
+
+
+def _add_reexport(one: argparse.ArgumentParser) -> None:
+    one.add_argument(
+        "source", metavar="MERGED", help="merged LoRA file or its .ziplora (or its name in a --lora-dir)"
+    )
+    _add_output(one)
+    _add_host(one)
+    group = one.add_argument_group("what is to be different")
+    for role in ROLES:
+        _add_weight(group, role, f"multiplies what the {role} brings (default 1: as merged; may be repeated)")
+    options = setting_fields()
+    group.add_argument(
+        "--rank", default="", metavar="STR", help=f"{options['rank'].help} (default: as merged)"
+    )
+    group.add_argument(
+        "--precision",
+        default="",
+        choices=options["precision"].choices,
+        help=f"{options['precision'].help} (default: as merged)",
+    )
+    group.add_argument("--split", action="store_true", help=options["split"].help)
+
+
+def _add_output(one: argparse.ArgumentParser) -> None:
     one.add_argument(
         "-o",
         "--output",
@@ -148,29 +227,10 @@ def _add_merge(one: argparse.ArgumentParser) -> None:
     )
     one.add_argument("--force", action="store_true", help="replace OUT if it is there")
     one.add_argument("--report", type=Path, metavar="FILE.json", help="write the figures of the merge")
-    _add_host(one)
-    inputs = one.add_argument_group("subject and style")
-    for side in ("subject", "style"):
-        inputs.add_argument(
-            f"--{side}-prompt", default="", metavar="TEXT", help=f"prompt that draws the {side}"
-        )
-        inputs.add_argument(
-            f"--{side}-weight",
-            type=float,
-            default=1.0,
-            metavar="W",
-            help=f"strength of the {side} (default 1)",
-        )
-        inputs.add_argument(
-            f"--{side}-images",
-            nargs="+",
-            default=(),
-            metavar="IMAGE",
-            help=f"pictures of the {side} to learn from, instead of what its LoRA draws (none are needed)",
-        )
-    groups = {False: one.add_argument_group("settings"), True: one.add_argument_group("advanced settings")}
-    for name, option in setting_fields().items():
-        _add_setting(groups[option.advanced], name, option)
+
+
+def _add_weight(group: Any, role: Role, meaning: str) -> None:
+    group.add_argument(f"--{role}-weight", action="append", type=float, default=[], metavar="W", help=meaning)
 
 
 def _add_setting(group: Any, name: str, option: Option) -> None:
@@ -189,22 +249,3 @@ def _add_setting(group: Any, name: str, option: Option) -> None:
         metavar=None if option.choices else type(default).__name__.upper(),
         help=f"{option.help} ({allowed}default {default if default != '' else 'none'})".replace("%", "%%"),
     )
-
-
-def request_from(args: argparse.Namespace) -> MergeRequest:
-    """The job that the arguments ask for.
-
-    Raises:
-        ConfigError: a value outside its range.
-    """
-    settings: MergeSettings = settings_from({name: getattr(args, name) for name in setting_defaults()})
-    subject, style = (
-        LoraInput(
-            getattr(args, side),
-            getattr(args, f"{side}_prompt"),
-            getattr(args, f"{side}_weight"),
-            tuple(getattr(args, f"{side}_images")),
-        )
-        for side in ("subject", "style")
-    )
-    return MergeRequest(subject, style, output=args.output, overwrite=args.force, settings=settings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from .. import job, overview
@@ -19,14 +20,24 @@ STOPPING_SECONDS = 60.0
 
 def merge(args: argparse.Namespace) -> int:
     """``merge``: run the job and print where the file is."""
+    request: MergeRequest = args.request
+    return _write(args, lambda host, bar: job.run(request, host, bar))
+
+
+def reexport(args: argparse.Namespace) -> int:
+    """``re-export``: write a merge again and print where the file is."""
+    request: job.ReexportRequest = args.request
+    return _write(args, lambda host, bar: job.reexport(request, host, bar))
+
+
+def _write(args: argparse.Namespace, run: Callable[[StandaloneHost, ProgressBar], job.MergeReport]) -> int:
     if args.report:
         _check_report(args.report)
-    request: MergeRequest = args.request
     host = _host(args)
     bar = ProgressBar()
     try:
         with host.exclusive(), ctrl_c_interrupts(host):
-            report = job.run(request, host, bar)
+            report = run(host, bar)
     finally:
         bar.close()
     for warning in report.warnings:
@@ -34,8 +45,9 @@ def merge(args: argparse.Namespace) -> int:
     print(report.output)
     print(f"{report.tag}  rank {report.rank}, {report.common_layers} common layers, {report.seconds:.0f} s")
     if report.heldout_loss_start is not None and report.heldout_loss_end is not None:
+        which = "both LoRAs" if len(report.single_layers) == 2 else f"the {len(report.single_layers)} LoRAs"
         print(
-            f"travel {report.mean_travel:.3f}, error against both LoRAs "
+            f"travel {report.mean_travel:.3f}, error against {which} "
             f"{report.heldout_loss_start:.3f} (plain sum) -> {report.heldout_loss_end:.3f}"
         )
     if args.report:

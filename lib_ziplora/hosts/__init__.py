@@ -55,7 +55,7 @@ class Progress:
         total: steps of the whole run.
         seconds_left: an estimate, or None while nothing is known.
         text: one line for people.
-        metrics: numbers of this step (``loss``, ``subject_loss``, ``style_loss``,
+        metrics: numbers of this step (``loss``, one of each LoRA: ``subject_loss``, ``style_loss``,
             ``similarity``, ``travel``), empty outside the optimisation.
     """
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from ..config import LoraInput, parse_rank
+from ..config import parse_rank
 from ..lora.algebra import merge_extras
 from ..lora.converting import FAMILY_NAMES
 from ..lora.layer import Approximation, Lora, LoraLayer
@@ -46,16 +46,16 @@ def frobenius(layer: LoraLayer) -> float:
 
 
 def kept_extras(
-    loras: tuple[Lora, Lora],
-    chosen: tuple[LoraInput, LoraInput],
+    extras: Sequence[Mapping[str, Tensor]],
+    weights: Sequence[float],
     layers: Mapping[str, LoraLayer],
 ) -> dict[str, Tensor]:
-    """The norm and bias differences that the file can carry, at their weights.
+    """The norm and bias differences of each LoRA that the file can carry, summed at their weights.
 
     Norms of text encoders can't: Forge knows no such name, and refuses files with many unknown
     ones. A bias difference needs a layer beside it, or the WebUI refuses the file.
     """
-    merged = merge_extras(loras[0].extras, loras[1].extras, chosen[0].weight, chosen[1].weight)
+    merged = merge_extras(extras, weights)
     return {
         name: tensor
         for name, tensor in merged.items()
@@ -78,7 +78,7 @@ def converted_warning(lora: Lora) -> str:
     )
 
 
-def extras_warnings(loras: tuple[Lora, Lora], kept: Mapping[str, Tensor]) -> list[str]:
+def extras_warnings(loras: Sequence[Lora], kept: Mapping[str, Tensor]) -> list[str]:
     """Sentences about norms and biases that were carried through, or left out."""
     found = []
     for lora in loras:

@@ -9,9 +9,6 @@ from ..config import MergeRequest, MergeSettings
 from ..errors import Interrupted
 from ..hosts import Host, Progress
 
-READING_UNITS = 2
-UPDATE_UNITS = 5
-
 
 def heldout_steps(settings: MergeSettings) -> int:
     """Samples of each LoRA that are kept out of the training."""
@@ -23,17 +20,27 @@ def sampling_units(settings: MergeSettings) -> int:
     return 3 if settings.guidance_scale > 1 else 2
 
 
+def update_units(loras: int) -> int:
+    """One update of the coefficients of so many LoRAs."""
+    return 1 + 2 * loras
+
+
+def file_units(loras: int) -> int:
+    """Reading so many LoRAs and writing the merged one."""
+    return loras + 1
+
+
 def units_of(request: MergeRequest) -> int:
     """Work of a run in UNet forwards of one sample, roughly; for the progress bar."""
-    settings = request.settings
+    settings, loras = request.settings, len(request.loras)
     if settings.method == "direct":
-        return READING_UNITS + 1
+        return file_units(loras)
     per_lora = settings.sampling_steps * settings.trajectories + heldout_steps(settings)
     evaluations = 2 * heldout_steps(settings)
     return (
-        READING_UNITS
-        + 2 * (per_lora * sampling_units(settings) + evaluations)
-        + UPDATE_UNITS * settings.updates
+        loras
+        + loras * (per_lora * sampling_units(settings) + evaluations)
+        + update_units(loras) * settings.updates
     )
 
 

@@ -14,6 +14,7 @@ from typing import Literal
 from ..config import MergeRequest
 from ..errors import Interrupted, OutputError, ZipLoraError
 from ..hosts import Host, Progress
+from .reexport import ReexportRequest, check_reexport, reexport
 from .report import MergeReport
 from .run import check, run
 
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 
 State = Literal["queued", "running", "done", "failed", "interrupted"]
 Stopping = Literal["", "interrupt", "finish"]
+
+Request = MergeRequest | ReexportRequest
 
 REMEMBERED = 32
 """Jobs that a queue holds, finished and unfinished together."""
@@ -38,10 +41,10 @@ class JobStateError(ZipLoraError):
 
 @dataclass
 class Job:
-    """One merge from its request to its end; the queue alone changes it.
+    """One merge or re-export from its request to its end; the queue alone changes it.
 
     Attributes:
-        request: what to merge.
+        request: what to merge or to export again.
         id: what front ends call it.
         state: ``queued`` until it has the host to itself, ``running``, then how it ended.
         stopping: what it was asked to do while it runs.
@@ -51,7 +54,7 @@ class Job:
         created: seconds since the epoch; ``started`` and ``finished``: 0 until then.
     """
 
-    request: MergeRequest
+    request: Request
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     state: State = "queued"
     stopping: Stopping = ""
@@ -84,7 +87,7 @@ class JobQueue:
         self,
         host: Host,
         remembered: int = REMEMBERED,
-        wording: Callable[[MergeRequest, str], str] = lambda _request, sentence: sentence,
+        wording: Callable[[Request, str], str] = lambda _request, sentence: sentence,
     ) -> None:
         self._host = host
         self._wording = wording
@@ -95,15 +98,18 @@ class JobQueue:
         # job that is asked is the one that runs. Reentrant for ``stop``.
         self._lock = threading.RLock()
 
-    def submit(self, request: MergeRequest) -> Job:
+    def submit(self, request: Request) -> Job:
         """Check a request and queue it.
 
         Raises:
             QueueFullError: too many wait.
             OutputError: an unfinished job will write a file of that name.
-            ZipLoraError: what ``job.check`` refuses.
+            ZipLoraError: what ``job.check`` or ``job.check_reexport`` refuses.
         """
-        check(request, self._host)
+        if isinstance(request, ReexportRequest):
+            check_reexport(request, self._host)
+        else:
+            check(request, self._host)
         with self._lock:
             self._refuse_taken_name(request)
             self._make_room()
@@ -165,7 +171,7 @@ class JobQueue:
         if worker is not None and timeout > 0:
             worker.join(timeout)
 
-    def _refuse_taken_name(self, request: MergeRequest) -> None:
+    def _refuse_taken_name(self, request: Request) -> None:
         """Two unfinished jobs of one name: the second would fail after its work."""
         names = {job.request.output.casefold() for job in self._jobs.values() if not job.ended}
         if request.output.casefold() in names and not request.overwrite:
@@ -222,6 +228,8 @@ def _outcome(job: Job, host: Host) -> tuple[State, MergeReport | None, str]:
         job.progress = progress
 
     try:
+        if isinstance(job.request, ReexportRequest):
+            return "done", reexport(job.request, host, follow), ""
         return "done", run(job.request, host, follow), ""
     except Interrupted as stop:
         return "interrupted", None, str(stop)

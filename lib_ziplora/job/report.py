@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..config import MergeSettings
 
 MOVED = 0.01
+SUMMARY = ("steps", "mean_travel", "similarity_start", "similarity_end")
+"""The figures that are about the coefficients alone, whatever is made of them."""
 
 
 @dataclass(frozen=True)
@@ -22,16 +25,20 @@ class MergeReport:
         method: ``ziplora``, ``instant`` or ``direct``.
         steps: updates that were made.
         mean_travel: mean |m - 1| over all coefficients at the end.
-        similarity_start: mean |m_c * m_s| before the first update (1: the plain sum).
+        similarity_start: mean |m_a * m_b| over the pairs of LoRAs before the first update (1: the
+            plain sum).
         similarity_end: the same after the last.
-        loss_start: both errors' sum under the chosen objective, mean over the first ten updates.
+        loss_start: all errors' sum under the chosen objective, mean over the first ten updates.
         loss_end: the same over the last ten.
         heldout_loss_start: the relative errors' sum of the plain sum, on samples that are not
-            trained on; 0 is perfect, 2 is what no LoRA at all would give.
+            trained on; 0 is perfect, 1 for each LoRA is what no LoRA at all would give.
         heldout_loss_end: the same with the learnt coefficients.
-        common_layers: layers that both LoRAs have; ``subject_only``, ``style_only``: one of them.
+        common_layers: layers that at least two LoRAs have.
+        single_layers: for each LoRA (``subject``, ``style``; ``subject 2`` of several), the number of
+            layers that it alone has.
         rank: the largest rank in the file.
-        split: the names of the files with the subject's and the style's part, when asked for.
+        split: the names of the files with each LoRA's part, when asked for.
+        sidecar: the name of the file beside it that holds the coefficients.
         rank_error: relative error of all layers together that a lower rank than ``exact`` has cost.
         skipped_steps: updates left out because a gradient was not finite.
         stopped_early: fewer updates than asked for.
@@ -48,8 +55,7 @@ class MergeReport:
     method: str
     steps: int
     common_layers: int
-    subject_only: int
-    style_only: int
+    single_layers: Mapping[str, int]
     rank: int
     sha256: str
     settings: MergeSettings
@@ -63,6 +69,7 @@ class MergeReport:
     heldout_loss_end: float | None = None
     rank_error: float = 0.0
     split: tuple[str, ...] = ()
+    sidecar: str = ""
     skipped_steps: int = 0
     stopped_early: bool = False
     unknown: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -107,7 +114,7 @@ class Learnt:
             )
         if self.heldout_loss_end > self.heldout_loss_start:
             found.append(
-                "On samples that were not trained on, the merge is further from the two LoRAs than their plain "
+                "On samples that were not trained on, the merge is further from the LoRAs than their plain "
                 f"sum ({self.heldout_loss_end:.2f} against {self.heldout_loss_start:.2f}). "
                 "Give it more trajectories, or use the direct method."
             )

@@ -1,43 +1,28 @@
-"""The two files beside the merged one, so that a prompt can turn either strength."""
+"""Each LoRA's part as a file beside the merged one, so that a prompt can turn every strength."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ..config import MergeRequest
 from ..hosts import Host
 from ..lora.file import check_output
 
-SIDES = ("subject", "style")
 _EXTENSION = ".safetensors"
 
 
-def split_targets(request: MergeRequest, host: Host) -> dict[str, Path]:
-    """Side -> the file of its part, ``name_subject`` and ``name_style``; empty when none are asked for.
+def split_targets(request: MergeRequest, host: Host) -> tuple[Path, ...]:
+    """The file of each LoRA's part, ``name_subject``, ``name_style2``; empty when none are asked for.
 
     Raises:
         OutputError: one of them can't be written.
     """
     if not request.settings.split:
-        return {}
+        return ()
     stem = request.output.removesuffix(_EXTENSION)
     ending = request.output[len(stem) :]
-    targets = {side: host.output_path(f"{stem}_{side}{ending}") for side in SIDES}
-    for path in targets.values():
+    endings = [label.replace(" ", "") for label in request.labels]
+    targets = tuple(host.output_path(f"{stem}_{label}{ending}") for label in endings)
+    for path in targets:
         check_output(path, request.overwrite)
     return targets
-
-
-@contextlib.contextmanager
-def removed_on_error(paths: Iterable[Path]) -> Iterator[None]:
-    """Files that the block creates are gone again when it fails or is interrupted."""
-    new = [path for path in paths if not path.exists()]
-    try:
-        yield
-    except BaseException:
-        for path in new:
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
-        raise

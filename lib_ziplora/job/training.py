@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..config import LoraInput, MergeSettings
+from ..config import LoraInput, MergeSettings, labels
 from ..denoiser import Conditioning, Denoiser, TextDeltas
 from ..hosts import Session
+from ..lora.algebra import Vectors
 from ..lora.keys import canonical_modules
 from ..merge.analytic import TOKENS, Recording, recorded, solve
 from ..merge.coefficients import Concept, MergerCoefficients, mean_travel
@@ -21,7 +22,7 @@ from ..merge.optimize import Outcome, Step, evaluate, optimize
 from ..merge.patch import attach, check_fit, static_factors
 from ..merge.samples import Samples, assemble, noised, predict_each, require_effect, trajectory
 from .images import load_images
-from .progress import UPDATE_UNITS, Meter, heldout_steps
+from .progress import Meter, heldout_steps, update_units
 from .report import Learnt
 
 Drawn = tuple[Tensor, Tensor, Tensor]
@@ -68,8 +69,8 @@ def learn(
     text_deltas: TextDeltas,
     settings: MergeSettings,
     meter: Meter,
-) -> tuple[Learnt, Mapping[str, tuple[Tensor | None, Tensor | None]]]:
-    """Learn the coefficients of a subject and a style against the host's model.
+) -> tuple[Learnt, tuple[Vectors, ...]]:
+    """Learn the coefficients of several LoRAs against the host's model.
 
     Args:
         session: the host's model, clean.
@@ -81,7 +82,7 @@ def learn(
         meter: told of every step.
 
     Returns:
-        The figures, and layer name -> (m_c, m_s) on the CPU, None where a LoRA lacks the layer.
+        The figures, and for each LoRA layer name -> coefficients (columns,), on the CPU.
     """
     denoiser = WatchedDenoiser(session, meter)
     modules = canonical_modules(denoiser.unet)
@@ -103,10 +104,12 @@ def learn(
     outcome = Outcome(coefficients)
     if settings.updates:
         train = [samples.train for samples in drawn]
-        outcome = optimize(denoiser, used, coefficients, train, settings, _told(meter, settings))
-        meter.skip(UPDATE_UNITS * (settings.updates - len(outcome.steps)))
+        told = _told(meter, settings, labels([lora.role for lora in chosen]))
+        outcome = optimize(denoiser, used, coefficients, train, settings, told)
+        meter.skip(update_units(len(chosen)) * (settings.updates - len(outcome.steps)))
     after = _evaluate(denoiser, used, coefficients, heldout, meter)
-    return _figures(outcome, before, after), _by_layer(coefficients)
+    vectors = tuple(coefficients.vectors(index) for index in range(len(concepts)))
+    return _figures(outcome, before, after), vectors
 
 
 @dataclass(frozen=True)
@@ -221,20 +224,20 @@ def _evaluate(
     return evaluate(denoiser, modules, coefficients, heldout)
 
 
-def _told(meter: Meter, settings: MergeSettings) -> Callable[[Step], bool]:
+def _told(meter: Meter, settings: MergeSettings, names: Sequence[str]) -> Callable[[Step], bool]:
     """The loop's callback: progress with figures, and the user's wish to finish now."""
     meter.enter("optimising", "First update")
+    losses = [f"{name.replace(' ', '_')}_loss" for name in names]
 
     def on_step(step: Step) -> bool:
-        subject, style = step.errors
         metrics = {
-            "loss": subject + style,
-            "subject_loss": subject,
-            "style_loss": style,
+            "loss": sum(step.errors),
+            **dict(zip(losses, step.errors, strict=True)),
             "similarity": step.similarity,
             "travel": step.travel,
         }
-        meter.advance(UPDATE_UNITS, f"Update {step.index + 1} of {settings.steps}", metrics)
+        text = f"Update {step.index + 1} of {settings.steps}"
+        meter.advance(update_units(len(names)), text, metrics)
         return not meter.finish_requested()
 
     return on_step
@@ -259,8 +262,3 @@ def _figures(outcome: Outcome, heldout_before: float, heldout_after: float) -> L
 
 def _mean_loss(steps: Sequence[Step]) -> float | None:
     return sum(sum(step.errors) for step in steps) / len(steps) if steps else None
-
-
-def _by_layer(coefficients: MergerCoefficients) -> dict[str, tuple[Tensor | None, Tensor | None]]:
-    subject, style = coefficients.vectors(0), coefficients.vectors(1)
-    return {name: (subject.get(name), style.get(name)) for name in coefficients.layers}

@@ -9,6 +9,7 @@ own LoRA does to the prediction, and the similarity as a mean over the coefficie
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -42,10 +43,17 @@ def norm_error(prediction: Tensor, target: Tensor) -> Tensor:
     return norms.mean()
 
 
+def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean squared difference: what the public script has for the norm of equation 5."""
+    return (_wide(prediction) - target).square().mean()
+
+
 def error(objective: Objective, prediction: Tensor, target: Tensor, scale: Tensor) -> Tensor:
     """One concept's error term under the chosen objective, a scalar."""
     if objective == "paper":
         return norm_error(prediction, target)
+    if objective == "public":
+        return squared_error(prediction, target)
     return relative_error(prediction, target, scale)
 
 
@@ -72,9 +80,27 @@ def similarity_sum(coefficients: MergerCoefficients) -> Tensor:
     return torch.stack(dots).sum() if dots else torch.zeros(())
 
 
+def similarity_cosine(coefficients: MergerCoefficients) -> Tensor:
+    """Mean over shared layers and pairs of |cos(m_a, m_b)|: blind to the vectors' sizes."""
+    cosines = [
+        torch.cosine_similarity(layer.m[a], layer.m[b], dim=0).abs()
+        for layer in coefficients.shared()
+        for a, b in itertools.combinations(range(len(layer.concepts)), 2)
+    ]
+    return torch.stack(cosines).mean() if cosines else torch.zeros(())
+
+
+SIMILARITIES: Mapping[Objective, Callable[[MergerCoefficients], Tensor]] = {
+    "relative": similarity,
+    "public": similarity,
+    "cosine": similarity_cosine,
+    "paper": similarity_sum,
+}
+
+
 def similarity_term(objective: Objective, coefficients: MergerCoefficients) -> Tensor:
     """The similarity under the chosen objective, a scalar, before its weight."""
-    return similarity_sum(coefficients) if objective == "paper" else similarity(coefficients)
+    return SIMILARITIES[objective](coefficients)
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -1,143 +1,63 @@
-"""From the tab's values to a ``MergeRequest``, through ``job.run``, to text for people.
+"""What the tab's controls do: from their values to a request, through ``job``, to text for people.
 
-No gradio, no torch, no WebUI: ``tab.py`` lays out the controls and hands their values here.
+No gradio, no torch, no WebUI: ``tab.py`` and the panels lay out the controls and hand their values here.
 """
 
 from __future__ import annotations
 
 import logging
-import re
-import threading
-import uuid
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from .. import job
-from ..config import LoraInput, MergeRequest, setting_fields, settings_from
-from ..errors import ConfigError, Interrupted, ZipLoraError
+from ..config import MergeRequest
+from ..errors import ConfigError, ZipLoraError
 from ..hosts import Host, InstalledLora, Progress
-from ..job import CatalogEntry, MergeReport
+from ..job import CatalogEntry, MergeReport, Pace, Preflight, ReexportRequest, Steerable
 from . import text
+from .forms import STRENGTHS, both_chosen, free_name, reexport_from, request_from, suggested_name
+from .tasks import Follow, Outcome, Tickets
+from .verdict import verdict
 
 log = logging.getLogger(__name__)
-
-REQUEST_FIELDS = (
-    "subject",
-    "subject_prompt",
-    "subject_weight",
-    "style",
-    "style_prompt",
-    "style_weight",
-    "output",
-    "overwrite",
-)
-FORGOTTEN = (
-    "The merge that ran here is not known any more: the UI was reloaded or the program restarted since. "
-    "If its LoRA is not in the list, merge again."
-)
-REMEMBERED_TASKS = 16
-LONGEST_STEM = 160
-"""Bytes of a suggested name, so that a number and an extension still fit."""
-
-
-def value_names() -> tuple[str, ...]:
-    """The names of the values that the tab sends for a merge, in their order."""
-    return REQUEST_FIELDS + tuple(setting_fields())
-
-
-def request_from(values: Sequence[Any]) -> MergeRequest:
-    """The request that the tab's values, in the order of ``value_names()``, ask for.
-
-    Raises:
-        ConfigError: no LoRA or no name is chosen, or a setting is outside its range.
-    """
-    given = dict(zip(value_names(), values, strict=True))
-    settings = {name: given[name] for name in setting_fields() if given[name] is not None}
-    subject, style = _lora_input("subject", given), _lora_input("style", given)
-    output = str(given["output"] or "").strip()
-    if not output:
-        raise ConfigError("The merged LoRA has no name. Type one into Output name.")
-    return MergeRequest(
-        subject=subject,
-        style=style,
-        output=output,
-        overwrite=bool(given["overwrite"]),
-        settings=settings_from(settings),
-    )
-
-
-def _lora_input(side: str, given: Mapping[str, Any]) -> LoraInput:
-    name, weight = given[side], given[f"{side}_weight"]
-    if not name:
-        raise ConfigError(f"No {side} is chosen. Choose a LoRA as {side}.")
-    return LoraInput(str(name), str(given[f"{side}_prompt"] or ""), 1.0 if weight is None else float(weight))
-
-
-def suggested_name(subject: str | None, style: str | None, taken: Sequence[str]) -> str:
-    """A free name for the merge of two LoRAs: ``<subject>_x_<style>``, numbered if need be.
-
-    Only characters that file systems and ``<lora:name:1>`` pass on unharmed are kept.
-    """
-    if not subject or not style:
-        return ""
-    stem = re.sub(r"[^\w .+-]+", "_", f"{subject}_x_{style}")
-    stem = stem.encode()[:LONGEST_STEM].decode(errors="ignore").strip(" .")
-    used = {name.casefold() for name in taken}
-    number, name = 2, stem
-    while name.casefold() in used:
-        number, name = number + 1, f"{stem}_{number}"
-    return name
 
 
 @dataclass(frozen=True)
 class Engine:
-    """What the tab asks of ``job.py``; a test puts its own functions here."""
+    """What the tab asks of ``job``; a test puts its own functions here."""
 
     check: Callable[[MergeRequest, Host], None] = job.check
     run: Callable[[MergeRequest, Host, Callable[[Progress], None]], MergeReport] = job.run
     catalog: Callable[[Host], Sequence[CatalogEntry]] = job.catalog
     prompt_for: Callable[[Host, str], str] = job.prompt_for
+    preflight: Callable[[MergeRequest, Host], Preflight] = job.preflight
+    check_reexport: Callable[[ReexportRequest, Host], None] = job.check_reexport
+    reexport: Callable[[ReexportRequest, Host, Callable[[Progress], None]], MergeReport] = job.reexport
+    steerables: Callable[[Host], Sequence[str]] = job.steerables
+    steerable: Callable[[Host, str], Steerable] = job.steerable
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How a task ended: a box to show and, if a file was written, the LoRA's name."""
+class Steering:
+    """What the steering panel shows of a merge: a line about it, a label for each slider in use, its
+    rank and precision, and a free name. No labels: it can't be steered, and the line says why."""
 
-    html: str
-    name: str = ""
-
-    @property
-    def tag(self) -> str:
-        """What to write into a prompt, or an empty string."""
-        return f"<lora:{self.name}:1>" if self.name else ""
-
-
-@dataclass
-class Task:
-    """One press of Merge, from its ticket to its outcome."""
-
-    state: text.TaskState = "waiting"
-    cancelled: bool = False
-    stopping: str = ""
-    progress: Progress | None = None
-    outcome: Outcome | None = None
+    about: str
+    labels: tuple[str, ...] = ()
+    rank: str = ""
+    precision: str = ""
+    output: str = ""
 
 
-class Desk:
-    """The merges of one host: prepared, queued, running, finished.
-
-    A task belongs to a ticket in the WebUI's own form ``task(…)``, so its progress can be
-    followed, interrupted and its outcome fetched again after a page reload.
-    """
+class Desk(Tickets):
+    """The tab's memory of one host: its LoRAs, and the tasks of its visitors."""
 
     def __init__(self, host: Host, engine: Engine | None = None) -> None:
-        self.host = host
+        super().__init__(host)
         self.engine = engine or Engine()
-        self._tasks: OrderedDict[str, Task] = OrderedDict()
         self._entries: dict[str, CatalogEntry] = {}
-        self._lock = threading.Lock()
+        self._pace = Pace()
 
     # Pickers
 
@@ -179,95 +99,71 @@ class Desk:
     # Merging
 
     def prepare(self, values: Sequence[Any]) -> tuple[str, str]:
-        """Check a request before it waits for the host's queue.
-
-        Returns:
-            A ticket and an empty string, or an empty string and a box that says why not.
-        """
-        try:
-            self.engine.check(request_from(values), self.host)
-        except ZipLoraError as error:
-            return "", text.error(str(error))
-        except Exception as problem:
-            log.exception("The request could not be checked")
-            return "", text.unexpected(problem)
-        ticket = f"task(ziplora-{uuid.uuid4().hex[:12]})"
-        self._open(ticket)
-        return ticket, ""
+        """``admit`` the merge that the tab's values ask for."""
+        return self.admit(lambda: self.engine.check(request_from(values), self.host))
 
     def work(self, ticket: str, values: Sequence[Any]) -> Outcome:
-        """Run a merge; the caller holds the host's lock. Never raises."""
-        task = self._tasks.get(ticket) or self._open(ticket)
-        if task.cancelled:
-            outcome = Outcome(
-                text.notice("The merge was taken off the queue; nothing was written.", "interrupted")
-            )
-        else:
-            task.state = "running"
-            outcome = self._run(task, values)
-        task.outcome, task.state = outcome, "finished"
-        return outcome
+        """``perform`` the merge that the tab's values ask for."""
 
-    def _run(self, task: Task, values: Sequence[Any]) -> Outcome:
-        def follow(progress: Progress) -> None:
-            task.progress = progress
+        def run(follow: Follow) -> MergeReport:
+            request = request_from(values)
+            report = self.engine.run(request, self.host, follow)
+            self._pace.note(request, report)
+            return report
 
+        return self.perform(ticket, run)
+
+    def foresee(self, values: Sequence[Any]) -> str:
+        """A box with what can be told of the merge that the tab's values ask for, before it is made."""
         try:
-            report = self.engine.run(request_from(values), self.host, follow)
-        except Interrupted as stop:
-            return Outcome(text.notice(str(stop), "interrupted"))
+            request = request_from(values)
+            found = self.engine.preflight(request, self.host)
+            seconds = self._pace.seconds(request, self.host)
         except ZipLoraError as error:
-            return Outcome(text.error(str(error)))
+            return text.error(str(error))
         except Exception as problem:
-            log.exception("The merge failed")
-            return Outcome(text.unexpected(problem))
-        return Outcome(text.result(report), report.name)
+            log.exception("The merge could not be looked at")
+            return text.unexpected(problem)
+        return verdict(found, seconds, request.settings.method)
 
-    # Following, stopping, fetching
+    def foresee_pair(self, values: Sequence[Any]) -> str:
+        """``foresee`` once a subject and a style are chosen, an empty string before."""
+        return self.foresee(values) if both_chosen(values) else ""
 
-    def bar(self, ticket: str) -> str:
-        """The progress bar of a task."""
-        task = self._tasks.get(ticket)
-        return text.bar(task.state, task.progress, task.stopping) if task else text.bar("unknown", None)
+    # Steering
 
-    def outcome(self, ticket: str) -> Outcome | None:
-        """How a task ended, or None while it lasts; a notice when nobody remembers it."""
-        task = self._tasks.get(ticket)
-        return task.outcome if task else Outcome(text.notice(FORGOTTEN, "forgotten"))
+    def steerables(self) -> list[str]:
+        """The installed merges that can be exported again."""
+        return list(self.engine.steerables(self.host))
 
-    def interrupt(self, ticket: str) -> str:
-        """Stop a task and throw its work away; one that still waits is taken off the queue.
+    def steering(self, name: str | None) -> Steering:
+        """What to show of a merge that was picked to be steered."""
+        if not name:
+            return Steering(text.steering(None))
+        try:
+            merge = self.engine.steerable(self.host, name)
+        except ZipLoraError as error:
+            return Steering(text.error(str(error)))
+        sliders = tuple(
+            f"Strength of {lora} ({label})" for lora, label in zip(merge.loras, merge.labels, strict=True)
+        )
+        output = free_name(f"{merge.name}_steered", self.installed())
+        settings = merge.settings
+        about = text.steering(merge, STRENGTHS)
+        return Steering(about, sliders[:STRENGTHS], settings.rank, settings.precision, output)
 
-        Returns:
-            A sentence for the user.
-        """
-        return self._stop(ticket, self.host.interrupt, "Stopping, nothing will be written")
+    def prepare_reexport(self, values: Sequence[Any]) -> tuple[str, str]:
+        """``admit`` the re-export that the steering panel's values ask for."""
+        return self.admit(lambda: self.engine.check_reexport(self._reexport(values), self.host))
 
-    def finish_now(self, ticket: str) -> str:
-        """Stop a task's optimisation and have it write what there is."""
-        return self._stop(ticket, self.host.finish_now, "Finishing, the file will be written")
+    def work_reexport(self, ticket: str, values: Sequence[Any]) -> Outcome:
+        """``perform`` the re-export that the steering panel's values ask for."""
+        return self.perform(
+            ticket, lambda follow: self.engine.reexport(self._reexport(values), self.host, follow)
+        )
 
-    def interrupt_running(self) -> None:
-        """Stop everything, for when the WebUI unloads the extension."""
-        for ticket in list(self._tasks):
-            self.interrupt(ticket)
-
-    def _stop(self, ticket: str, ask: Callable[[], None], sentence: str) -> str:
-        task = self._tasks.get(ticket)
-        if task is None or task.state == "finished":
-            return "No merge is running."
-        if task.state == "running":
-            ask()
-        elif ask == self.host.interrupt:
-            task.cancelled = True
-        else:
-            return "The merge has not begun; Interrupt takes it off the queue."
-        task.stopping = sentence
-        return f"{sentence}."
-
-    def _open(self, ticket: str) -> Task:
-        with self._lock:
-            task = self._tasks.setdefault(ticket, Task())
-            while len(self._tasks) > REMEMBERED_TASKS:
-                self._tasks.popitem(last=False)
-            return task
+    def _reexport(self, values: Sequence[Any]) -> ReexportRequest:
+        name = str(values[0] or "")
+        if not name:
+            raise ConfigError("No merged LoRA is chosen. Choose the one to export again.")
+        return reexport_from(values, self.engine.steerable(self.host, name))

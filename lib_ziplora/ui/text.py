@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..hosts import Progress
-from ..job import CatalogEntry, MergeReport
+from ..job import CatalogEntry, MergeReport, Steerable
 
 TaskState = Literal["waiting", "running", "finished", "unknown"]
 
@@ -82,6 +82,20 @@ def facts(entry: CatalogEntry | None, activation: str, chosen: str) -> str:
     return f'<div class="ziplora-facts ziplora-bad"><b>Not usable:</b> {escape(entry.reason)}<br>{line}</div>'
 
 
+def steering(merge: Steerable | None, sliders: int = 0) -> str:
+    """One line about a merge that can be exported again, of whose LoRAs so many have a slider."""
+    if merge is None:
+        return '<div class="ziplora-facts">Choose a merged LoRA whose coefficients were saved.</div>'
+    sources = " + ".join(merge.loras)
+    settings = merge.settings
+    parts = [sources, settings.method, f"rank {settings.rank}", settings.precision]
+    if merge.checkpoint:
+        parts.append(f"merged with {merge.checkpoint}")
+    if len(merge.loras) > sliders:
+        parts.append(f"{', '.join(merge.loras[sliders:])} can't be steered here and stay as they are")
+    return f'<div class="ziplora-facts">{escape(" · ".join(parts))}</div>'
+
+
 def error(message: str) -> str:
     """A red box with the sentences of an error."""
     return f'<div class="ziplora-box ziplora-error" role="alert" data-outcome="error">{escape(message)}</div>'
@@ -111,7 +125,7 @@ def result(report: MergeReport) -> str:
         '<div class="ziplora-box ziplora-done" role="status" data-outcome="done">'
         f"<p>Wrote <b>{escape(file.name)}</b> in {escape(duration(report.seconds))}.{early}</p>"
         f'<p class="ziplora-path">{escape(str(file.parent))}</p>'
-        f"{_warnings(report.warnings)}<table>{rows}</table></div>"
+        f"{listed(report.warnings, 'ziplora-warnings')}<table>{rows}</table></div>"
     )
 
 
@@ -125,19 +139,21 @@ def figures(report: MergeReport) -> Sequence[tuple[str, str]]:
         ("Loss", _change(report.loss_start, report.loss_end)),
         ("Held-out loss", _change(report.heldout_loss_start, report.heldout_loss_end)),
         ("Rank", str(report.rank)),
-        (
-            "Layers",
-            f"{report.common_layers} common, {report.subject_only} subject only, {report.style_only} style only",
-        ),
+        ("Layers", ", ".join([f"{report.common_layers} common", *_single(report)])),
         ("Seconds", f"{report.seconds:.1f}"),
     ]
     return [(name, value) for name, value in rows if value is not None]
+
+
+def _single(report: MergeReport) -> list[str]:
+    return [f"{count} {label} only" for label, count in report.single_layers.items()]
 
 
 def _change(start: float | None, end: float | None) -> str | None:
     return None if start is None or end is None else f"{number(start)} → {number(end)}"
 
 
-def _warnings(warnings: Iterable[str]) -> str:
-    items = "".join(f"<li>{escape(warning)}</li>" for warning in warnings)
-    return f'<ul class="ziplora-warnings">{items}</ul>' if items else ""
+def listed(sentences: Iterable[str], style: str) -> str:
+    """Sentences as a list of a style; nothing when there is none."""
+    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
+    return f'<ul class="{style}">{items}</ul>' if items else ""

@@ -90,8 +90,8 @@ def test_the_description_has_every_field_and_every_refusal(client: TestClient) -
     assert set(ours) == {
         f"{V1}/{path}"
         for path in (
-            "merge", "jobs", "jobs/{job_id}", "jobs/{job_id}/interrupt", "jobs/{job_id}/finish", "loras", "inspect",
-            "settings",
+            "merge", "re-export", "jobs", "jobs/{job_id}", "jobs/{job_id}/interrupt", "jobs/{job_id}/finish",
+            "loras", "inspect", "settings",
         )
     }  # fmt: skip
     for ways in ours.values():
@@ -102,7 +102,8 @@ def test_the_description_has_every_field_and_every_refusal(client: TestClient) -
     assert list(settings) == list(config.setting_fields())
     assert settings["steps"]["maximum"] == 1000 and settings["steps"]["type"] == "integer"
     inputs = set(schema["properties"]["subject"]["properties"])
-    assert inputs == set(LoraInput.__dataclass_fields__) - {"images"}
-    assert set(schema["properties"]) == set(MergeRequest.__dataclass_fields__)
+    assert inputs == set(LoraInput.__dataclass_fields__) - {"images", "role"}
+    assert set(schema["properties"]["loras"]["items"]["properties"]) == {*inputs, "role"}
+    assert set(schema["properties"]) == {*MergeRequest.__dataclass_fields__, "subject", "style"}
     assert merge_request(schema["example"]).output == schema["example"]["output"]
     json.dumps(described)

@@ -116,11 +116,9 @@ def test_many_threads_submit_at_once(client: TestClient, host: LockedHost) -> No
 def test_the_last_jobs_are_remembered_and_a_full_queue_refuses(host: LockedHost) -> None:
     queue = JobQueue(host, remembered=3)
     sum_of = MergeSettings(method="direct")
-    request = MergeRequest(LoraInput("dog"), LoraInput("ink"), "x", settings=sum_of)
+    request = MergeRequest.pair(LoraInput("dog"), LoraInput("ink"), "x", settings=sum_of)
     with host.exclusive():
-        waiting = [
-            queue.submit(MergeRequest(request.subject, request.style, n, settings=sum_of)) for n in "abc"
-        ]
+        waiting = [queue.submit(MergeRequest(request.loras, n, settings=sum_of)) for n in "abc"]
         with pytest.raises(QueueFullError, match="3 jobs"):
             queue.submit(request)
         queue.interrupt(waiting[1])

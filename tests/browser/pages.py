@@ -22,7 +22,7 @@ class Tab:
         self.page.locator(f"#ziplora_{side} li, ul.options li").filter(has_text=name).first.click()
         expect(self.page.locator(f"#ziplora_{side}_facts .ziplora-facts").first).to_contain_text("rank")
 
-    def set_number(self, name: str, value: int) -> None:
+    def set_number(self, name: str, value: float) -> None:
         box = self.page.locator(f"#ziplora_{name} input[type=number]")
         box.fill(str(value))
         box.press("Tab")

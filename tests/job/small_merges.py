@@ -28,7 +28,7 @@ def request(subject="dog", style="ink", weight=(1.0, 1.0), output="merged", **se
     base = MergeSettings(
         method="direct", precision="fp32", steps=2, width=64, height=64, sampling_steps=2, trajectories=2
     )
-    return MergeRequest(
+    return MergeRequest.pair(
         LoraInput(subject, "a dog", weight[0]),
         LoraInput(style, "a cat", weight[1]),
         output,

@@ -18,7 +18,9 @@ from lib_ziplora.merge.loss import effect
 from .pico_host import PicoHost, module_names, write_kohya
 
 SETTINGS = MergeSettings(steps=1, width=64, height=64, sampling_steps=3, trajectories=2)
-REQUEST = MergeRequest(LoraInput("dog", "a dog"), LoraInput("ink", "ink style"), "both", settings=SETTINGS)
+REQUEST = MergeRequest.pair(
+    LoraInput("dog", "a dog"), LoraInput("ink", "ink style"), "both", settings=SETTINGS
+)
 
 
 @pytest.fixture()
@@ -40,9 +42,9 @@ def drawn(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "optimize", watched_optimize)
     monkeypatch.setattr(training, "evaluate", watched_evaluate)
 
-    def run(seed, subject=REQUEST.subject):
+    def run(seed, subject=REQUEST.loras[0]):
         settings = dataclasses.replace(SETTINGS, seed=seed)
-        request = dataclasses.replace(REQUEST, settings=settings, subject=subject, overwrite=True)
+        request = MergeRequest.pair(subject, REQUEST.loras[1], "both", True, settings)
         job.run(request, PicoHost(tmp_path))
         return seen["train"], seen["heldout"]
 

@@ -21,7 +21,9 @@ from lib_ziplora.job.images import check_images, load_images
 from .pico_host import PicoHost, module_names, write_kohya
 
 SETTINGS = MergeSettings(steps=3, width=64, height=64, sampling_steps=2, trajectories=1)
-REQUEST = MergeRequest(LoraInput("dog", "a dog"), LoraInput("ink", "ink style"), "both", settings=SETTINGS)
+REQUEST = MergeRequest.pair(
+    LoraInput("dog", "a dog"), LoraInput("ink", "ink style"), "both", settings=SETTINGS
+)
 
 
 @pytest.fixture()
@@ -33,10 +35,10 @@ def host(tmp_path):
 
 def test_a_style_image_that_is_no_image_is_refused_before_the_subject_is_drawn(host):
     (host.folder / "broken.png").write_bytes(b"no picture")
-    style = dataclasses.replace(REQUEST.style, images=(str(host.folder / "broken.png"),))
+    style = dataclasses.replace(REQUEST.loras[1], images=(str(host.folder / "broken.png"),))
     for attempt in (job.check, job.run):
         with pytest.raises(ConfigError, match=r"broken\.png"):
-            attempt(dataclasses.replace(REQUEST, style=style), host)
+            attempt(dataclasses.replace(REQUEST, loras=(REQUEST.loras[0], style)), host)
     assert host.forwards == 0
 
 
@@ -71,7 +73,7 @@ def test_a_lora_of_zeros_is_refused(host):
     zeros = {key: value * (0 if "lora_up" in key else 1) for key, value in tensors.items()}
     save_file(zeros, host.folder / "zeros.safetensors")
     with pytest.raises(IncompatibleError, match="layers of zeros are zero"):
-        job.run(dataclasses.replace(REQUEST, style=LoraInput("zeros", "x")), host)
+        job.run(MergeRequest.pair(REQUEST.loras[0], LoraInput("zeros", "x"), "both", settings=SETTINGS), host)
     assert host.forwards == 0 and not (host.folder / "both.safetensors").exists()
 
 
@@ -89,6 +91,6 @@ def test_the_global_random_state_is_left_alone(host):
 
 
 def test_a_report_is_valid_json_also_where_a_figure_is_not_finite():
-    numbers = {"common_layers": 1, "subject_only": 0, "style_only": 0, "rank": 4, "steps": 3}
+    numbers = {"common_layers": 1, "single_layers": {}, "rank": 4, "steps": 3}
     report = MergeReport("o", "n", "ziplora", sha256="", settings=SETTINGS, loss_end=float("inf"), **numbers)
     assert json.loads(json.dumps(report.to_json(), allow_nan=False))["loss_end"] is None

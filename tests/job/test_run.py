@@ -45,13 +45,17 @@ def host(tmp_path):
 
 
 def request(subject="dog", style="ink", output="dog_ink", weight=(1.0, 1.0), overwrite=False, **settings):
-    return MergeRequest(
+    return MergeRequest.pair(
         LoraInput(subject, "a sks dog", weight[0]),
         LoraInput(style, "a cat in szn style", weight[1]),
         output,
         overwrite,
         dataclasses.replace(SETTINGS, **settings),
     )
+
+
+def with_subject(base, subject, **changed):
+    return dataclasses.replace(base, loras=(subject, *base.loras[1:]), **changed)
 
 
 def files(host):
@@ -62,12 +66,13 @@ def test_a_merge_learns_and_writes_one_verified_file(host):
     weights = copy.deepcopy(host.unet.state_dict())
     events = []
     report = job.run(request(), host, events.append)
-    assert files(host) == ["dog.safetensors", "dog_ink.safetensors", "ink.safetensors"]
+    assert files(host) == ["dog.safetensors", "dog_ink.safetensors", "dog_ink.ziplora", "ink.safetensors"]
     assert report.tag == "<lora:dog_ink:1>" and host.refreshed == [host.folder / "dog_ink.safetensors"]
     assert report.steps == 12 and report.mean_travel > 0.05
     assert report.heldout_loss_end < report.heldout_loss_start
     assert report.similarity_start == pytest.approx(1.0) and report.similarity_end < 0.99
-    assert (report.common_layers, report.subject_only, report.style_only) == (len(module_names()) - 1, 1, 1)
+    assert report.common_layers == len(module_names()) - 1
+    assert report.single_layers == {"subject": 1, "style": 1}
     assert report.rank == 5
     json.dumps(report.to_json())
     assert all(torch.equal(weights[key], value) for key, value in host.unet.state_dict().items())
@@ -127,7 +132,9 @@ def test_the_header_says_how_the_file_was_made(host):
     recipe = read_recipe(metadata)
     assert metadata["ss_output_name"] == "dog_ink"
     assert recipe["settings"] == dataclasses.asdict(SETTINGS)
-    assert recipe["subject"]["prompt"] == "a sks dog" and recipe["checkpoint"]["sha256"] == "ab" * 32
+    assert [lora["prompt"] for lora in recipe["loras"]] == ["a sks dog", "a cat in szn style"] and recipe[
+        "checkpoint"
+    ]["sha256"] == "ab" * 32
     assert recipe["summary"]["mean_travel"] == report.mean_travel
     hashes = [read_lora(host.folder / f"{name}.safetensors").sha256 for name in ("dog", "ink")]
     assert [source["sha256"] for source in recipe["sources"]] == hashes
@@ -149,24 +156,23 @@ def test_reference_images_take_the_place_of_trajectories(host, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (80, 90, 4), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "photo.png")
     base = request()
-    with_images = dataclasses.replace(
-        base, subject=dataclasses.replace(base.subject, images=(str(tmp_path / "photo.png"),))
-    )
+    images = dataclasses.replace(base.loras[0], images=(str(tmp_path / "photo.png"),))
+    with_images = with_subject(base, images)
     job.run(with_images, host)
     job.run(dataclasses.replace(base, output="other"), host)
     a, b = (load_file(host.folder / f"{name}.safetensors") for name in ("dog_ink", "other"))
     assert not all(torch.equal(a[key], b[key]) for key in a)
     (tmp_path / "broken.png").write_bytes(b"no picture")
-    broken = dataclasses.replace(base.subject, images=(str(tmp_path / "broken.png"),))
+    broken = dataclasses.replace(images, images=(str(tmp_path / "broken.png"),))
     with pytest.raises(ConfigError, match=r"broken\.png"):
-        job.run(dataclasses.replace(base, subject=broken, output="third"), host)
+        job.run(with_subject(base, broken, output="third"), host)
     assert "third.safetensors" not in files(host)
 
 
 def test_an_empty_prompt_is_filled_from_the_card_or_refused(host):
     host.cards["dog"] = {"activation text": "a photo of sks dog"}
     base = request()
-    blank = dataclasses.replace(base, subject=LoraInput("dog"))
+    blank = with_subject(base, LoraInput("dog"))
     job.run(blank, host)
     assert host.encoded[0][0][0] == "a photo of sks dog"
     host.cards.clear()
@@ -293,7 +299,7 @@ def test_check_refuses_what_can_be_known_without_reading_tensors(host):
     ):
         with pytest.raises(kind, match=words):
             job.check(request(**change), host)
-    blank = dataclasses.replace(request(), subject=LoraInput("dog"))
+    blank = with_subject(request(), LoraInput("dog"))
     with pytest.raises(ConfigError, match="no prompt for dog"):
         job.check(blank, host)
     host.refusal = "Load an SDXL checkpoint."

@@ -8,7 +8,8 @@ import torch
 from lib_ziplora import job
 from lib_ziplora.config import MergeSettings, settings_from
 from lib_ziplora.errors import ConfigError, OutputError
-from lib_ziplora.lora.file import read_lora
+from lib_ziplora.job import writing
+from lib_ziplora.lora.file import read_lora, write_lora
 
 from .pico_host import WIDTH
 from .small_merges import NORM, add, merged, pico_host, request
@@ -47,10 +48,12 @@ def test_nothing_is_written_when_a_part_is_there_already(host, taken):
 
 
 def test_the_parts_are_gone_again_when_the_merged_file_fails(host, monkeypatch):
-    def fail(*args):
-        raise OutputError("no")
+    def fail(path, *rest):
+        if path.stem == "merged":
+            raise OutputError("no")
+        return write_lora(path, *rest)
 
-    monkeypatch.setitem(job.run.__globals__, "_write", fail)
+    monkeypatch.setattr(writing, "write_lora", fail)
     before = sorted(host.folder.iterdir())
     with pytest.raises(OutputError, match="no"):
         job.run(request(split=True), host)

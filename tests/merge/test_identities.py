@@ -15,7 +15,7 @@ from lib_ziplora.merge.patch import attach, low_rank
 from lib_ziplora.merge.samples import clean_and_noise, noised
 
 from .pico import PicoDenoiser
-from .test_optimize import SETTINGS, world
+from .test_optimize import OBJECTIVES, SETTINGS, world
 
 
 def varied(concepts):
@@ -37,13 +37,13 @@ def gradients(settings, loss_scale):
     return torch.cat([m.grad.flatten() for m in coefficients.parameters()])
 
 
-@pytest.mark.parametrize("objective", ["relative", "paper"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_the_loss_scale_leaves_no_trace_in_the_gradients(objective):
     settings = dataclasses.replace(SETTINGS, objective=objective, similarity_lambda=0.5)
     torch.testing.assert_close(gradients(settings, 2.0**12), gradients(settings, 1.0), rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("objective", ["relative", "paper"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_step_descends_on_the_objective_as_the_paper_and_the_design_write_it(objective):
     weight = 0.5
     settings = dataclasses.replace(SETTINGS, objective=objective, similarity_lambda=weight)
@@ -55,9 +55,16 @@ def test_a_step_descends_on_the_objective_as_the_paper_and_the_design_write_it(o
     pairs = [layer.m[0] * layer.m[1] for layer in coefficients.layers.values()]
     if objective == "paper":
         total = sum(d.square().sum().sqrt() for d in wrong) + weight * sum(p.sum().abs() for p in pairs)
+    elif objective == "public":
+        total = sum(d.square().mean() for d in wrong) + weight * torch.cat(pairs).abs().mean()
     else:
-        shares = [d.square().mean() / one.scale[0] for d, one in zip(wrong, batch, strict=True)]
-        total = sum(shares) + weight * torch.cat(pairs).abs().mean()
+        total = sum(d.square().mean() / one.scale[0] for d, one in zip(wrong, batch, strict=True))
+        if objective == "cosine":
+            sizes = [layer.m[0].norm() * layer.m[1].norm() for layer in coefficients.layers.values()]
+            cosines = [p.sum().abs() / size for p, size in zip(pairs, sizes, strict=True)]
+            total = total + weight * sum(cosines) / len(cosines)
+        else:
+            total = total + weight * torch.cat(pairs).abs().mean()
     expected = torch.autograd.grad(total, coefficients.parameters())
     flat = torch.cat([gradient.flatten() for gradient in expected])
     torch.testing.assert_close(gradients(settings, 1.0), flat, rtol=1e-3, atol=1e-6)

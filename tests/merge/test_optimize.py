@@ -17,6 +17,7 @@ from lib_ziplora.merge.samples import Samples, assemble, noised, predict_each, t
 
 from .pico import PicoDenoiser, conditioning, random_lora
 
+OBJECTIVES = ("relative", "cosine", "public", "paper")
 SETTINGS = MergeSettings(steps=30, width=64, height=64, similarity_lambda=0.1)
 
 
@@ -65,7 +66,7 @@ def test_gradients_are_the_same_under_every_plan():
             torch.testing.assert_close(other[name], gradient, rtol=1e-4, atol=1e-7, msg=name)
 
 
-@pytest.mark.parametrize("objective", ["relative", "paper"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_gradients_by_finite_differences(objective):
     settings = dataclasses.replace(SETTINGS, objective=objective, similarity_lambda=0.3)
     denoiser, concepts, train, _ = world()
@@ -101,7 +102,7 @@ def _predict64(denoiser, part):
     return denoiser.unet(part.x_t.double(), part.t, part.cond.context.double())
 
 
-@pytest.mark.parametrize("objective", ["relative", "paper"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_coefficient_gets_a_gradient_in_the_first_step(objective):
     gradients = first_gradients(dataclasses.replace(SETTINGS, objective=objective), loop.Plan(True, True))
     for name, gradient in gradients.items():

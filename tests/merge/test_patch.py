@@ -52,10 +52,7 @@ def test_student_of_random_coefficients_is_the_file_that_would_be_written(inputs
     coefficients = MergerCoefficients.ones([subject, style])
     for m in coefficients.parameters():
         m.data.uniform_(-1, 2)
-    vectors = {
-        n: (coefficients.vectors(0).get(n), coefficients.vectors(1).get(n)) for n in coefficients.layers
-    }
-    layers = merge_layers(subject, style, 1.0, 1.0, vectors)
+    layers = merge_layers([subject, style], coefficients=[coefficients.vectors(i) for i in range(2)])
     with attach(denoiser.modules(), coefficients.branches()):
         branched = denoiser.predict(*inputs)
     merged = with_merged_weights(denoiser, layers).predict(*inputs)

@@ -92,7 +92,7 @@ class FakeEngine:
         return Engine(self.check, self.run, self.catalog, lambda host, name: f"a {name}")
 
     def check(self, request: MergeRequest, host: FakeHost) -> None:
-        paths = [host.resolve(side.lora) for side in (request.subject, request.style)]
+        paths = [host.resolve(one.lora) for one in request.loras]
         if paths[0] == paths[1]:
             raise IncompatibleError("Subject and style are the same file.")
 
@@ -126,8 +126,7 @@ def report(request: MergeRequest, **changed: Any) -> MergeReport:
         "method": request.settings.method,
         "steps": 12,
         "common_layers": 90,
-        "subject_only": 4,
-        "style_only": 2,
+        "single_layers": {"subject": 4, "style": 2},
         "rank": 16,
         "sha256": "00",
         "settings": request.settings,

@@ -8,10 +8,17 @@ from typing import Any
 
 import pytest
 
-from lib_ziplora.config import setting_defaults, setting_fields
+from lib_ziplora.config import LoraInput, setting_defaults, setting_fields
 from lib_ziplora.errors import ConfigError, OutOfMemoryError
 from lib_ziplora.names import validate_name
-from lib_ziplora.ui.handlers import REMEMBERED_TASKS, Desk, request_from, suggested_name, value_names
+from lib_ziplora.ui.forms import (
+    MORE,
+    request_from,
+    suggested_name,
+    value_names,
+)
+from lib_ziplora.ui.handlers import Desk
+from lib_ziplora.ui.tasks import REMEMBERED_TASKS
 
 from .fake_host import EVIL, FakeEngine, FakeHost
 
@@ -24,6 +31,7 @@ def values(**changed: Any) -> list[Any]:
         "style": "ink",
         "style_prompt": "an ink drawing",
         "style_weight": 1.2,
+        **{name: None for slot in MORE for name in slot.value_names()},
         "output": " cat in ink ",
         "overwrite": True,
         **setting_defaults(),
@@ -76,9 +84,19 @@ def test_every_setting_reaches_the_request(name: str) -> None:
 
 def test_the_other_values_reach_the_request() -> None:
     request = request_from(values())
-    assert (request.subject.lora, request.subject.prompt, request.subject.weight) == ("cat", "a cat", 0.8)
-    assert (request.style.lora, request.style.prompt, request.style.weight) == ("ink", "an ink drawing", 1.2)
+    assert request.loras == (
+        LoraInput("cat", "a cat", 0.8, role="subject"),
+        LoraInput("ink", "an ink drawing", 1.2, role="style"),
+    )
     assert (request.output, request.overwrite) == ("cat in ink", True)
+
+
+def test_more_loras_may_be_chosen_and_left_empty() -> None:
+    request = request_from(
+        values(fourth="old", fourth_prompt="an old cat", fourth_weight=0.5, fourth_role="style")
+    )
+    assert request.loras == (*request_from(values()).loras, LoraInput("old", "an old cat", 0.5, role="style"))
+    assert request.labels == ("subject", "style 1", "style 2")
 
 
 def test_whole_numbers_may_come_as_floats() -> None:

@@ -9,25 +9,54 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import pytest
 
 from lib_ziplora import hosts
+from lib_ziplora.config import setting_defaults, setting_fields
 from lib_ziplora.errors import HostError
+from lib_ziplora.ui import defaults
 
 from .fake_host import FakeHost
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "ziplora.py"
 
 
+class OptionInfo:
+    """The WebUI's, as far as it is used."""
+
+    def __init__(
+        self, default: Any, label: str, component: Any, component_args: Any, section: tuple[str, str]
+    ) -> None:
+        self.default, self.label, self.section = default, label, section
+        self.component, self.component_args = component, component_args
+
+    def info(self, text: str) -> OptionInfo:
+        self.comment = text
+        return self
+
+
+class Options:
+    """The WebUI's: stored values, else the options' defaults, as attributes."""
+
+    def __init__(self, **stored: Any) -> None:
+        self.added: dict[str, OptionInfo] = {}
+        vars(self).update(stored)
+
+    def add_option(self, key: str, info: OptionInfo) -> None:
+        self.added[key] = info
+
+
 @pytest.fixture
 def callbacks(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Callable[..., Any]]]:
-    """A stand-in for ``modules.script_callbacks`` that records what is registered."""
+    """Stand-ins for ``modules.script_callbacks``, which records what is registered, and ``modules.shared``."""
     registered: dict[str, Callable[..., Any]] = {}
     recorder = types.ModuleType("modules.script_callbacks")
-    for name in ("on_ui_tabs", "on_app_started", "on_script_unloaded"):
+    for name in ("on_ui_settings", "on_ui_tabs", "on_app_started", "on_script_unloaded"):
         setattr(recorder, name, lambda function, name=name: registered.__setitem__(name, function))
     package = types.ModuleType("modules")
     package.script_callbacks = recorder  # type: ignore[attr-defined]
+    package.shared = types.SimpleNamespace(opts=Options(), OptionInfo=OptionInfo)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "modules", package)
     monkeypatch.setitem(sys.modules, "modules.script_callbacks", recorder)
     yield registered
@@ -42,6 +71,41 @@ def test_tab_and_unloading_are_registered(
     assert (title, name) == ("ZipLoRA", "ziplora")
     assert any(getattr(block, "elem_id", "") == "ziplora_generate" for block in page.blocks.values())
     callbacks["on_script_unloaded"]()
+
+
+def test_every_setting_is_on_the_settings_page(callbacks: dict[str, Callable[..., Any]]) -> None:
+    runpy.run_path(str(SCRIPT), run_name="ziplora.py")
+    callbacks["on_ui_settings"]()
+    added = sys.modules["modules"].shared.opts.added
+    assert set(added) == {f"ziplora_{name}" for name in setting_fields()}
+    assert len({info.label for info in added.values()}) == len(added)
+    for name, option in setting_fields().items():
+        info = added[f"ziplora_{name}"]
+        assert (info.default, info.label) == (setting_defaults()[name], option.label)
+        assert info.section == ("ziplora", "ZipLoRA") and option.help in info.comment
+        with gr.Blocks():
+            assert info.component(value=info.default, **info.component_args).value == info.default
+
+
+def test_the_tab_begins_with_the_defaults_of_the_settings_page(
+    callbacks: dict[str, Callable[..., Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hosts, "detect", FakeHost)
+    sys.modules["modules"].shared.opts = Options(ziplora_steps=33)
+    runpy.run_path(str(SCRIPT), run_name="ziplora.py")
+    [(page, _, _)] = callbacks["on_ui_tabs"]()
+    [steps] = [block for block in page.blocks.values() if getattr(block, "elem_id", "") == "ziplora_steps"]
+    assert steps.value == 33
+
+
+def test_stored_defaults_are_taken_in_their_type_and_impossible_ones_left(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    options = Options(ziplora_steps=40.0, ziplora_rank="64", ziplora_precision="int8", ziplora_seed=-1)
+    found = defaults.chosen(options)
+    assert found == {**setting_defaults(), "steps": 40, "rank": "64"}
+    assert isinstance(found["steps"], int)
+    assert "precision" in caplog.text and "seed" in caplog.text
 
 
 def test_an_unknown_webui_gets_a_tab_that_says_so(

@@ -8,8 +8,9 @@ import gradio as gr
 import pytest
 
 from lib_ziplora.config import setting_defaults, setting_fields
-from lib_ziplora.ui import compat, serve, tab
-from lib_ziplora.ui.handlers import Desk, value_names
+from lib_ziplora.ui import compat, pickers, serve, tab
+from lib_ziplora.ui.forms import value_names
+from lib_ziplora.ui.handlers import Desk
 
 from .fake_host import EVIL, FakeEngine, FakeHost
 
@@ -69,7 +70,16 @@ def test_labels_are_unique(page: Any) -> None:
 
 def test_what_belongs_to_one_merge_is_not_saved_in_the_ui_config(page: Any) -> None:
     assert all(component(page, name).do_not_save_to_config for name in TRANSIENT)
-    assert not getattr(component(page, "steps"), "do_not_save_to_config", False)
+    assert not getattr(component(page, "subject_weight"), "do_not_save_to_config", False)
+
+
+def test_the_settings_page_alone_decides_what_a_setting_begins_with(page: Any) -> None:
+    """A value that ui-config.json has stored would win over it."""
+    assert all(component(page, name).do_not_save_to_config for name in setting_fields())
+    chosen = {**setting_defaults(), "steps": 33, "precision": "bf16"}
+    host = FakeHost()
+    other = tab.build(host, Desk(host, FakeEngine().engine()), chosen)
+    assert {name: component(other, name).value for name in setting_fields()} == chosen
 
 
 def test_a_merge_sends_the_values_in_the_handlers_order(page: Any) -> None:
@@ -90,14 +100,26 @@ def test_the_host_knows_how_many_values_a_merge_gives_back() -> None:
 
 
 def test_prefilled_boxes_follow_the_pick_until_the_user_types() -> None:
-    assert tab._prefilled("", "", "a cat") == ["a cat", "a cat"]
-    assert tab._prefilled("a cat", "a cat", "a dog") == ["a dog", "a dog"]
-    assert tab._prefilled("my cat", "a cat", "a dog") == ["my cat", "a cat"]
+    assert pickers.prefilled("", "", "a cat") == ["a cat", "a cat"]
+    assert pickers.prefilled("a cat", "a cat", "a dog") == ["a dog", "a dog"]
+    assert pickers.prefilled("my cat", "a cat", "a dog") == ["my cat", "a cat"]
 
 
 def test_picking_prefills_prompt_and_name(page: Any) -> None:
     facts, prompt, _, output, _ = handler(page, "style")("ink", "", "", "cat", "ink", "", "")
     assert "rank 8" in facts and prompt == "a ink" and output == "cat_x_ink"
+
+
+def test_picking_one_more_prefills_its_prompt_alone(page: Any) -> None:
+    facts, *prompt = handler(page, "third")("ink", "", "")
+    assert "rank 8" in facts and prompt == ["a ink", "a ink"]
+    assert handler(page, "third_clear")()[0] is None
+
+
+def test_refreshing_reads_every_list_anew(page: Any) -> None:
+    *pickers, merges = handler(page, "refresh")()
+    assert [sorted(one["choices"]) for one in pickers] == [["cat", "ink", "old"]] * 4
+    assert merges["choices"] == []
 
 
 def test_swap_twice_is_as_before(page: Any) -> None:

@@ -12,7 +12,7 @@ from lib_ziplora.ui import text
 
 from .fake_host import EVIL, report
 
-REQUEST = MergeRequest(LoraInput("cat"), LoraInput("ink"), "merged")
+REQUEST = MergeRequest.pair(LoraInput("cat"), LoraInput("ink"), "merged")
 VOID = {"br", "img", "hr"}
 
 
@@ -61,8 +61,10 @@ def test_result_lists_what_was_measured() -> None:
     rows = dict(text.figures(report(REQUEST)))
     assert rows["Similarity"] == "1 → 0.5" and rows["Held-out loss"] == "2 → 0.6"
     assert rows["Layers"] == "90 common, 4 subject only, 2 style only"
+    many = report(REQUEST, single_layers={"subject 1": 3, "subject 2": 0, "style": 1})
+    assert dict(text.figures(many))["Layers"] == "90 common, 3 subject 1 only, 0 subject 2 only, 1 style only"
     direct = report(
-        MergeRequest(REQUEST.subject, REQUEST.style, "sum", settings=MergeSettings(method="direct")),
+        MergeRequest(REQUEST.loras, "sum", settings=MergeSettings(method="direct")),
         steps=0,
         loss_start=None,
         loss_end=None,

@@ -1,0 +1,59 @@
+"""The settings' defaults on the WebUI's own settings page.
+
+The page is the only place for them: the tab's controls stay out of ``ui-config.json``, whose stored
+values would win over it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from ..config import setting_defaults, setting_fields, settings_from
+from ..errors import ConfigError
+from .controls import control_of
+
+log = logging.getLogger(__name__)
+
+SECTION = ("ziplora", "ZipLoRA")
+RELOAD = "takes effect after Reload UI"
+
+
+class Options(Protocol):
+    """What is needed of the WebUI's ``shared.opts``; its values are attributes."""
+
+    def add_option(self, key: str, info: Any) -> None:
+        """Put an option on the settings page."""
+        ...
+
+
+def option_key(name: str) -> str:
+    """The key of a setting's default in the WebUI's ``config.json``."""
+    return f"ziplora_{name}"
+
+
+def register(options: Options, option_info: Callable[..., Any]) -> None:
+    """Put every setting's default on the settings page.
+
+    Args:
+        options: the WebUI's ``shared.opts``.
+        option_info: its ``shared.OptionInfo``.
+    """
+    defaults = setting_defaults()
+    for name, option in setting_fields().items():
+        component, arguments = control_of(name, option)
+        info = option_info(defaults[name], option.label, component, arguments, section=SECTION)
+        options.add_option(option_key(name), info.info(f"{option.help}; {RELOAD}"))
+
+
+def chosen(options: Options) -> dict[str, Any]:
+    """Field name of ``MergeSettings`` -> the user's default; ours where there is none, or an impossible one."""
+    found = setting_defaults()
+    for name, default in setting_defaults().items():
+        value = getattr(options, option_key(name), default)
+        try:
+            found[name] = getattr(settings_from({name: value}), name)
+        except ConfigError as error:
+            log.warning("The default on the settings page is not used: %s", error)
+    return found

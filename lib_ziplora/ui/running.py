@@ -1,0 +1,129 @@
+"""The buttons that start a task, and those that follow, stop and fetch it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gradio as gr
+
+from ..hosts import Host
+from . import text
+from .compat import javascript, quiet
+from .forms import STEER_VALUES, value_names
+from .handlers import Desk
+from .pickers import Controls, prefilled
+from .steer import steer_to
+from .tasks import Outcome
+
+SHOWN = ("result", "tag", "tag_panel", "note", "log")
+"""What a task's outcome is shown in."""
+
+
+def task_events(host: Host, desk: Desk, controls: Controls) -> None:
+    """Merge and Re-export, and everything about a task that runs."""
+    merged = _started_by("generate", value_names(), desk.prepare, desk.work, host, controls)
+    merged.then(
+        lambda *names: prefilled(*names[2:], desk.output_name(*names[:2])),
+        [controls[name] for name in ("subject", "style", "output", "output_filled")],
+        [controls["output"], controls["output_filled"]],
+        **quiet(),
+    )
+    steer_to(desk, controls, merged)
+    exported = _started_by(
+        "reexport", STEER_VALUES, desk.prepare_reexport, desk.work_reexport, host, controls
+    )
+    exported.then(
+        lambda *names: prefilled(*names[1:], desk.steering(names[0]).output),
+        [controls[name] for name in ("steer", "steer_output", "steer_output_filled")],
+        [controls["steer_output"], controls["steer_output_filled"]],
+        **quiet(),
+    )
+    _following(desk, controls)
+
+
+def check_events(desk: Desk, controls: Controls, picked: Sequence[Any]) -> None:
+    """What can be told of a merge follows the picks, and is told anew by Check.
+
+    A pick first has the pair looked at, which may take a second, and then shows what belongs to
+    the values that the page has by then: a late answer is never that of another pair.
+
+    Args:
+        picked: events after which other LoRAs are chosen.
+    """
+    values = [controls[name] for name in value_names()]
+
+    def look(*given: Any) -> None:
+        desk.foresee_pair(given)
+
+    def show(*given: Any) -> str:
+        return desk.foresee_pair(given)
+
+    for event in picked:
+        event.then(look, values, [], **quiet()).then(show, values, controls["verdict"], **quiet())
+    controls["check"].click(lambda *given: desk.foresee(given), values, controls["verdict"], **quiet())
+
+
+def _started_by(
+    button: str,
+    names: Sequence[str],
+    prepare: Callable[[Sequence[Any]], tuple[str, str]],
+    work: Callable[[str, Sequence[Any]], Outcome],
+    host: Host,
+    controls: Controls,
+) -> Any:
+    """A button that asks for a ticket, waits for its turn and shows the outcome; the event of its end."""
+    values = [controls[name] for name in names]
+    shown = [controls[name] for name in SHOWN]
+    ticket = controls["ticket"]
+    wrapped = host.wrap_task(lambda ticket, *values: _show(work(ticket, values)), len(shown))
+
+    def admitted(*values: Any) -> list[Any]:
+        made, refused = prepare(values)
+        kept = "" if made else gr.update()
+        return [made, refused, gr.update(visible=False), "", "", kept, kept]
+
+    def performed(ticket: str, *values: Any) -> Sequence[Any]:
+        return wrapped(ticket, *values) if ticket else [gr.update() for _ in shown]
+
+    emptied = ("result", "tag_panel", "note", "log", "curves", "verdict")
+    cleared = [ticket] + [controls[name] for name in emptied]
+    done = (
+        controls[button]
+        .click(admitted, values, cleared, **quiet())
+        .then(
+            performed,
+            [ticket, *values],
+            shown,
+            show_progress="hidden",
+            api_name=False,
+            **javascript(f"(...values) => submit_ziplora({len(values) + 1}, ...values)"),
+        )
+    )
+    done.then(None, None, None, **javascript("() => ziplora.finished()"))
+    return done
+
+
+def _following(desk: Desk, controls: Controls) -> None:
+    """Events of a running task; the script replaces the ticket by the one that it follows."""
+
+    def on(button: str, handler: Callable[[str], Any], outputs: Any, ticket: str = "ticket") -> Any:
+        return controls[button].click(
+            handler, [controls["ticket"]], outputs, **quiet(), **javascript(f"() => ziplora.{ticket}()")
+        )
+
+    on("poll", desk.bar, controls["bar"])
+    on("watch", desk.curves, controls["curves"], "followed")
+    shown = [controls[name] for name in SHOWN]
+    steer_to(desk, controls, on("restore", lambda ticket: _show(desk.outcome(ticket)), shown))
+    on("interrupt", lambda ticket: text.notice(desk.interrupt(ticket)), controls["note"])
+    on("skip", lambda ticket: text.notice(desk.finish_now(ticket)), controls["note"])
+    controls["copy"].click(None, None, None, **javascript("() => ziplora.copyTag()"))
+    controls["send"].click(None, None, None, **javascript("() => ziplora.sendToTxt2img()"))
+
+
+def _show(outcome: Outcome | None) -> list[Any]:
+    """Updates of what ``SHOWN`` names; the WebUI adds its timing to the last."""
+    if outcome is None:
+        return [gr.update() for _ in range(4)] + [""]
+    return [outcome.html, outcome.tag, gr.update(visible=bool(outcome.tag)), "", ""]

@@ -1,0 +1,129 @@
+"""The panels around a merge, clicked through: steering, more LoRAs, the check, the curves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, expect
+
+from lib_ziplora.lora.file import inspect_header, read_recipe
+
+from .conftest import Server
+from .pages import MERGE_MS, STYLE, SUBJECT, Tab
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture
+def tab(browser: Browser, server: Server) -> Iterator[Tab]:
+    context = browser.new_context(viewport={"width": 1280, "height": 1000})
+    page = context.new_page()
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.goto(server.url)
+    page.locator("#ziplora_subject input").wait_for()
+    tab = Tab(page)
+    tab.idle()
+    yield tab
+    context.close()
+    assert not problems
+
+
+def test_a_merge_is_steered_and_written_again(tab: Tab, server: Server) -> None:
+    tab.prepare("to steer", updates=1)
+    tab.press("generate")
+    tab.outcome("done")
+    tab.idle()
+    strength = tab.page.locator("#ziplora_steer_strength_2")
+    expect(strength).to_contain_text(f"Strength of {STYLE} (style)")
+    expect(tab.page.locator("#ziplora_steer_strength_3")).to_be_hidden()
+    expect(tab.text("steer_output")).to_have_value("to steer_steered")
+    tab.set_number("steer_strength_2", 0.5)
+    tab.press("reexport")
+    expect(tab.outcome("done")).to_contain_text("to steer_steered.safetensors")
+    expect(tab.text("tag")).to_have_value("<lora:to steer_steered:1>")
+    expect(tab.text("steer_output")).to_have_value("to steer_steered_2")
+    tab.idle()
+    header = inspect_header(server.loras / "to steer_steered.safetensors")
+    assert read_recipe(header.metadata)["re_export"]["weights"] == [1.0, 0.5]
+    tab.page.reload()
+    tab.idle()
+    tab.page.locator("#ziplora_steering").get_by_text("Steer afterwards").click()
+    box = tab.page.locator("#ziplora_steer input")
+    box.click()
+    tab.page.locator("#ziplora_steer li, ul.options li").filter(has_text="to steer_steered").first.click()
+    expect(strength).to_contain_text(f"Strength of {STYLE} (style)")
+    expect(tab.text("steer_output")).to_have_value("to steer_steered_steered")
+    tab.text("steer_output").fill("to steer")
+    tab.press("reexport")
+    expect(tab.outcome("error")).to_contain_text("to steer")
+    tab.idle()
+
+
+def test_a_third_lora_is_merged_and_can_be_taken_out_again(tab: Tab, server: Server) -> None:
+    third = "minixl_subject_crown"
+    tab.prepare("three", updates=1)
+    tab.page.locator("#ziplora_method").get_by_text("direct", exact=True).click()
+    tab.page.locator("#ziplora_more").get_by_text("More LoRAs").click()
+    tab.pick("third", third)
+    expect(tab.text("third_prompt")).not_to_have_value("")
+    tab.set_number("third_weight", 0.4)
+    tab.press("generate")
+    expect(tab.outcome("done")).to_contain_text("three.safetensors")
+    tab.idle()
+    expect(tab.page.locator("#ziplora_steer_strength_3")).to_contain_text(f"{third} (subject 2)")
+    names = (SUBJECT, STYLE, third)
+    ranks = [inspect_header(server.loras / f"{name}.safetensors").rank for name in names]
+    assert inspect_header(server.loras / "three.safetensors").rank == sum(ranks)
+    tab.press("third_clear")
+    expect(tab.text("third_prompt")).to_have_value("")
+    tab.text("output").fill("two of three")
+    tab.press("generate")
+    expect(tab.outcome("done")).to_contain_text("two of three.safetensors")
+    assert inspect_header(server.loras / "two of three.safetensors").rank == sum(ranks[:2])
+
+
+def test_a_pair_is_looked_at_as_soon_as_it_is_chosen(tab: Tab, server: Server) -> None:
+    verdict = tab.page.locator("#ziplora_verdict [data-check]")
+    tab.pick("subject", SUBJECT)
+    expect(verdict).to_have_count(0)
+    tab.pick("style", STYLE)
+    expect(verdict).to_have_attribute("data-check", "fine")
+    expect(verdict).to_contain_text(f"{SUBJECT} + {STYLE}")
+    layers = inspect_header(server.loras / f"{SUBJECT}.safetensors").layers
+    expect(verdict).to_contain_text(f"{layers} common")
+    expect(verdict.locator(".ziplora-heat tbody tr").first).to_contain_text("input")
+    tab.page.set_viewport_size({"width": 390, "height": 900})
+    assert tab.page.evaluate("document.documentElement.scrollWidth") <= 390
+    tab.page.set_viewport_size({"width": 1280, "height": 1000})
+    tab.pick("style", "minixl_style_emojione-monotone")
+    expect(verdict).to_contain_text("emojione-monotone")
+    tab.text("output").fill(SUBJECT)
+    tab.press("check")
+    expect(verdict).to_have_attribute("data-check", "problems")
+    expect(verdict).to_contain_text(f"{SUBJECT}")
+
+
+def test_check_says_what_is_missing(tab: Tab) -> None:
+    tab.press("check")
+    expect(tab.page.locator("#ziplora_verdict [data-outcome=error]")).to_contain_text("No subject is chosen")
+
+
+def test_curves_grow_while_it_runs_and_stay(tab: Tab) -> None:
+    tab.prepare("with curves", updates=1000)
+    tab.press("generate")
+    curves = tab.page.locator("#ziplora_curves").first
+    expect(curves.locator("svg")).to_have_count(3, timeout=MERGE_MS)
+    expect(tab.page.locator("#ziplora_verdict [data-check]")).to_have_count(0)
+    expect(curves).to_contain_text("subject")
+    line = curves.locator("polyline").first
+    expect(tab.page.locator("#ziplora_reexport")).to_be_disabled()
+    before = line.get_attribute("points") or ""
+    expect(line).not_to_have_attribute("points", before, timeout=MERGE_MS)
+    tab.press("skip")
+    tab.outcome("done")
+    tab.idle()
+    expect(tab.page.locator("#ziplora_reexport")).to_be_enabled()
+    expect(tab.page.locator("#ziplora_bar [role=progressbar]")).to_have_count(0)
+    expect(curves.locator("svg")).to_have_count(3)
