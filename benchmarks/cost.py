@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lib_ziplora.config import LoraInput, MergeRequest, MergeSettings
 from lib_ziplora.denoiser import Conditioning
-from lib_ziplora.job.progress import UPDATE_UNITS, units_of
+from lib_ziplora.job.progress import units_of, update_units
 from lib_ziplora.lora.keys import canonical_modules
 from lib_ziplora.lora.layer import LoraLayer
 from lib_ziplora.merge.coefficients import MergerCoefficients
@@ -186,8 +186,8 @@ def dense_values(concepts: Sequence[Mapping[str, LoraLayer]]) -> int:
 def run_overhead() -> int:
     """Units of a default run beside its updates: trajectories, teachers, held-out figures."""
     settings = MergeSettings()
-    request = MergeRequest(LoraInput("a"), LoraInput("b"), "c", settings=settings)
-    return units_of(request) - UPDATE_UNITS * settings.updates
+    request = MergeRequest.pair(LoraInput("a"), LoraInput("b"), "c", settings=settings)
+    return units_of(request) - update_units(len(request.loras)) * settings.updates
 
 
 def measure(rank: int = 64, layers: str = "attention") -> dict[str, float]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import DPMSolverMultistepScheduler
 from matplotlib import get_data_path
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
@@ -18,7 +19,7 @@ from lib_ziplora.lora.file import read_lora
 from lib_ziplora.lora.keys import canonical_modules
 from lib_ziplora.lora.layer import LoraLayer
 
-SIZE, STEPS, GUIDANCE, BATCH = 128, 25, 3.5, 4
+SIZE, STEPS, GUIDANCE, BATCH = 128, 12, 3.5, 8
 CELL, LABEL, HEADER = 64, 132, 34
 
 
@@ -39,10 +40,24 @@ def fused(unet: nn.Module, layers: Mapping[str, LoraLayer]) -> Iterator[None]:
                 weight.copy_(before[name])
 
 
+@contextmanager
+def fast_sampler(pipeline: Any) -> Iterator[None]:
+    """DPM-Solver++ (2M, Karras) inside the block: what 25 steps of Euler draw, in 12."""
+    before = pipeline.scheduler
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(
+        before.config, use_karras_sigmas=True, timestep_spacing="trailing"
+    )
+    try:
+        yield
+    finally:
+        pipeline.scheduler = before
+
+
 def draw(pipeline: Any, lora: Path | None, prompt: str, seeds: Sequence[int]) -> np.ndarray:
     """One picture for each seed, (n, SIZE, SIZE, 3) uint8; no LoRA: the base itself."""
     parts = []
-    with torch.no_grad(), fused(pipeline.unet, read_lora(lora).unet_layers() if lora else {}):
+    layers = read_lora(lora).unet_layers() if lora else {}
+    with torch.no_grad(), fused(pipeline.unet, layers), fast_sampler(pipeline):
         for first in range(0, len(seeds), BATCH):
             some = seeds[first : first + BATCH]
             result = pipeline(

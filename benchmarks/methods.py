@@ -1,8 +1,10 @@
 """The merges that ``benchmarks.quality`` compares, by name.
 
 A name is one of ``ALIASES``, ``np-lora[:MU]``, ``sum:WS:WT`` (weights of subject and style), any
-settings of the merge itself, ``ziplora,steps=20,start=closed-form``, or ``blend:SHARE:METHOD``, which
-lies between the plain sum (share 0) and another method (share 1).
+settings of the merge itself, ``ziplora,steps=20,start=closed-form``, ``ties:DENSITY`` or ``dare:DENSITY``
+(PEFT's own functions on the delta weights), ``strength:S:T:METHOD`` (another method's merge exported
+again with the subject at S and the style at T), or ``blend:SHARE:METHOD``, which lies between the plain
+sum (share 0) and another method (share 1).
 """
 
 from __future__ import annotations
@@ -11,30 +13,53 @@ import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
+
 from lib_ziplora import job
 from lib_ziplora.config import LoraInput, MergeRequest, MergeSettings, settings_from
 from lib_ziplora.hosts.standalone import StandaloneHost
+from lib_ziplora.job import ReexportRequest
 from lib_ziplora.lora.algebra import merge_layers
 from lib_ziplora.lora.file import read_lora, write_lora
+from lib_ziplora.lora.layer import LoraLayer
+from lib_ziplora.lora.lowrank import EXACT, from_dense
 from lib_ziplora.merge.baseline import null_space_projection
 
-LORAS = Path(__file__).resolve().parent / "minixl" / "loras"
+ROOT = Path(__file__).resolve().parent.parent
+LORAS = (ROOT / "benchmarks" / "minixl" / "loras", ROOT / "out" / "minixl-loras")
+"""Where MiniXL's LoRAs are: the examples of the repository, and what ``minixl.lora`` trains."""
 SUBJECT_PROMPT = "a sks emoji"
 STYLE_PROMPT = "a cat emoji in szn style"
 BUDGET = {"trajectories": 4, "sampling_steps": 4, "guidance_scale": 5.0, "seed": 0}
 ALIASES = {
     "sum": "sum:1:1",
-    "public": "ziplora,learning_rate=0.0001,similarity_lambda=0.01",
+    "public": "ziplora,objective=public,learning_rate=0.00005,similarity_lambda=0.01",
+    "cosine": "ziplora,objective=cosine,similarity_lambda=0.1",
     "paper": "ziplora,objective=paper,similarity_lambda=0.01",
     "ours-0": "ziplora,similarity_lambda=0",
     "ours-0.1": "ziplora,similarity_lambda=0.1",
     "ours-1": "ziplora,similarity_lambda=1",
     "ours-3": "ziplora,similarity_lambda=3",
+    "anchored": "ziplora,combined_prompt=a sks emoji in szn style",
+    "anchored-3": "ziplora,combined_prompt=a sks emoji in szn style,combined_weight=3",
     "closed": "instant",
     "closed+20": "ziplora,start=closed-form,steps=20,similarity_lambda=0.1",
     "closed+100": "ziplora,start=closed-form,steps=100,similarity_lambda=0.1",
 }
-GRID = ((1.0, 0.7), (0.7, 1.0), (0.85, 0.85), (0.7, 0.7), (0.5, 0.5), (1.0, 0.5), (0.5, 1.0))
+GRID = ((1, 1), (1, 0.75), (0.75, 1), (0.75, 0.75), (1, 0.5), (0.5, 1), (1.25, 1), (1, 1.25), (1.25, 0.75))
+
+
+def lora_file(kind: str, name: str) -> Path:
+    """The LoRA of a subject or style.
+
+    Raises:
+        FileNotFoundError: it was not trained here.
+    """
+    found = [folder / f"minixl_{kind}_{name}.safetensors" for folder in LORAS]
+    for file in found:
+        if file.is_file():
+            return file
+    raise FileNotFoundError(f"{found[-1]} is missing; python -m benchmarks.minixl.lora trains it")
 
 
 @dataclass(frozen=True)
@@ -50,10 +75,7 @@ class Pair:
 
     def files(self) -> tuple[Path, Path]:
         """The subject's LoRA and the style's."""
-        return (
-            LORAS / f"minixl_subject_{self.subject}.safetensors",
-            LORAS / f"minixl_style_{self.style}.safetensors",
-        )
+        return lora_file("subject", self.subject), lora_file("style", self.style)
 
 
 @dataclass(frozen=True)
@@ -74,7 +96,11 @@ class Merged:
 def installed_pairs() -> list[Pair]:
     """Every subject with every style."""
     subjects, styles = (
-        sorted(path.stem.split("_", 2)[2] for path in LORAS.glob(f"minixl_{kind}_*.safetensors"))
+        sorted(
+            path.stem.split("_", 2)[2]
+            for folder in LORAS
+            for path in folder.glob(f"minixl_{kind}_*.safetensors")
+        )
         for kind in ("subject", "style")
     )
     return [Pair(subject, style) for subject in subjects for style in styles]
@@ -100,16 +126,55 @@ def merge(method: str, pair: Pair, host: StandaloneHost, folder: Path) -> Merged
         layers = null_space_projection(subject.layers, style.layers, strength)
         write_lora(target, layers, overwrite=True)
         return Merged(target, time.monotonic() - started)
+    if spec.startswith("strength:"):
+        return _at_strengths(method, spec, pair, host, folder)
+    if spec.startswith(("ties", "dare")):
+        write_lora(target, _by_peft(spec, pair), overwrite=True)
+        return Merged(target, time.monotonic() - started)
     subject_file, style_file = (str(file) for file in pair.files())
     inputs = LoraInput(subject_file, SUBJECT_PROMPT), LoraInput(style_file, STYLE_PROMPT)
     if spec.startswith("sum:"):
         weights = [float(weight) for weight in spec.split(":")[1:]]
         inputs = replace(inputs[0], weight=weights[0]), replace(inputs[1], weight=weights[1])
         spec = "direct"
-    report = job.run(MergeRequest(*inputs, str(target), True, settings_of(spec)), host).to_json()
+    report = job.run(MergeRequest.pair(*inputs, str(target), True, settings_of(spec)), host).to_json()
     kept = ("heldout_loss_start", "heldout_loss_end", "mean_travel", "similarity_end")
     figures = {name: report[name] for name in kept if isinstance(report.get(name), float)}
     return Merged(target, time.monotonic() - started, figures)
+
+
+def _at_strengths(method: str, spec: str, pair: Pair, host: StandaloneHost, folder: Path) -> Merged:
+    """Another method's merge, exported again with other strengths of its subject and style."""
+    _, subject, style, other = spec.split(":", 3)
+    made = folder / f"{other}.safetensors"
+    if not made.is_file():
+        merge(other, pair, host, folder)
+    target = _target(method, folder)
+    weights = {"subject_weights": (float(subject),), "style_weights": (float(style),)}
+    job.reexport(ReexportRequest(str(made), str(target), True, **weights), host)
+    return Merged(target, 0.0)
+
+
+def _by_peft(spec: str, pair: Pair) -> dict[str, LoraLayer]:
+    """TIES (arXiv 2306.01708) or DARE (arXiv 2311.03099) on each layer's delta weights, both at weight 1.
+
+    The dense result goes into the file at the rank that keeps all but rounding. DARE's dice are seeded.
+    """
+    from peft.utils import merge_utils
+
+    kind, _, density = spec.partition(":")
+    torch.manual_seed(0)
+    function = {"ties": merge_utils.ties, "dare": merge_utils.dare_linear}[kind]
+    loras = [read_lora(file).layers for file in pair.files()]
+    merged = {}
+    for name in dict.fromkeys([*loras[0], *loras[1]]):
+        layers = [layers[name] for layers in loras if name in layers]
+        if len(layers) == 1:
+            merged[name] = layers[0]
+            continue
+        delta = function([layer.delta() for layer in layers], torch.ones(2), float(density or 0.5))
+        merged[name] = from_dense(name, delta, EXACT)[0]
+    return merged
 
 
 def _target(method: str, folder: Path) -> Path:
@@ -124,6 +189,6 @@ def _blend(spec: str, pair: Pair, host: StandaloneHost, folder: Path) -> Merged:
         (merge(other, pair, host, folder), float(share)),
     ]
     layers = [(read_lora(made.file).layers, weight) for made, weight in parts]
-    merged = merge_layers(layers[0][0], layers[1][0], layers[0][1], layers[1][1])
+    merged = merge_layers([made for made, _ in layers], [weight for _, weight in layers])
     write_lora(_target(spec, folder), merged, overwrite=True)
     return Merged(_target(spec, folder), parts[1][0].seconds)

@@ -30,7 +30,7 @@ MODES = {
 
 def merge(host: StandaloneHost, subject: str, style: str, mode: str, folder: Path) -> job.MergeReport:
     """One merge of a MiniXL pair under a mode of ``MODES``."""
-    request = MergeRequest(
+    request = MergeRequest.pair(
         LoraInput(f"minixl_subject_{subject}", "a sks emoji"),
         LoraInput(f"minixl_style_{style}", "a cat emoji in szn style"),
         str(folder / "merged.safetensors"),

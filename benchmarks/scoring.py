@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
-from benchmarks.minixl.data import STYLES
-from benchmarks.minixl.embedding import Judge, ranks_of, through_autoencoder, to_input
+from benchmarks.minixl.data import STYLES, Drawings
+from benchmarks.minixl.embedding import Judge, ranks_of, through_autoencoder
 
 RESAMPLES = 4000
 Scores = dict[str, np.ndarray]
@@ -17,34 +18,40 @@ Scores = dict[str, np.ndarray]
 MEASURES = ("subject_rr", "subject_top1", "subject_top5", "style_rr", "style_top1", "style_share", "distance")
 
 
-def score(judge: Judge, pixels: np.ndarray, subject: str, style: str) -> Scores:
+def score(
+    judge: Judge, pixels: np.ndarray, subject: str, style: str, truth: np.ndarray | None = None
+) -> Scores:
     """Judge pictures (n, h, w, 3) that should show ``subject`` in ``style``.
 
     ``subject_rr`` and ``style_rr`` are the reciprocal ranks of the right subject and style among
     all; ``style_share`` the judge's probability of the style; ``distance`` the cosine distance to
-    the true drawing.
+    the true drawing's versions, where they are given.
     """
     embedding, subjects, styles = judge(pixels)
     count = len(pixels)
-    ranks = ranks_of(subjects, torch.full((count,), judge.drawings.subjects.index(subject)))
+    ranks = ranks_of(subjects, torch.full((count,), judge.subjects.index(subject)))
     style_row = torch.full((count,), STYLES.index(style))
-    truth = judge(true_drawing(judge, subject, style))[0].mean(0)
-    return {
-        "subject_rr": (1 / ranks).numpy(),
-        "subject_top1": (ranks <= 1).float().numpy(),
-        "subject_top5": (ranks <= 5).float().numpy(),
-        "style_rr": (1 / ranks_of(styles, style_row)).numpy(),
-        "style_share": styles.softmax(1)[torch.arange(count), style_row].numpy(),
-        "style_top1": (ranks_of(styles, style_row) <= 1).float().numpy(),
-        "distance": (1 - torch.cosine_similarity(embedding, truth[None])).numpy(),
+    style_ranks = ranks_of(styles, style_row)
+    found = {
+        "subject_rr": 1 / ranks,
+        "subject_top1": (ranks <= 1).float(),
+        "subject_top5": (ranks <= 5).float(),
+        "style_rr": 1 / style_ranks,
+        "style_share": styles.softmax(1)[torch.arange(count), style_row],
+        "style_top1": (style_ranks <= 1).float(),
     }
+    if truth is not None:
+        middle = judge(truth)[0].mean(0)
+        found["distance"] = 1 - torch.cosine_similarity(embedding, middle[None])
+    return {name: values.numpy() for name, values in found.items()}
 
 
-def true_drawing(judge: Judge, subject: str, style: str) -> np.ndarray:
+def true_drawing(drawings: Drawings, subject: str, style: str) -> np.ndarray:
     """The true drawing as it is and as MiniXL's autoencoder gives it back, (2, h, w, 3) uint8."""
-    row = judge.drawings.index(subject, style)
-    plain = judge.drawings.pixels[row : row + 1]
-    back = through_autoencoder(to_input(plain)).permute(0, 2, 3, 1)
+    row = drawings.index(subject, style)
+    plain = drawings.pixels[row : row + 1]
+    size = plain.shape[1]
+    back = F.interpolate(through_autoencoder(plain), size=size).permute(0, 2, 3, 1)
     return np.concatenate([plain, ((back + 1) * 127.5).round().to(torch.uint8).numpy()])
 
 
@@ -72,32 +79,34 @@ class Row:
 
 
 def summarise(scores: Mapping[str, Scores]) -> Row:
-    """Means over pairs, and a bootstrap over the pictures of each pair.
+    """Means over pairs, and a bootstrap over pairs and, within each, over its pictures.
 
-    The same pictures (seeds) are drawn for every method, so that differences are paired.
+    The same pairs and pictures (seeds) are drawn for every method, so that differences are paired.
     """
+    generator = np.random.default_rng(0)
     resampled, by_pair = [], {}
     for pair, found in scores.items():
         subject, style = found["subject_rr"], found["style_rr"]
-        rows = np.random.default_rng(0).integers(len(subject), size=(RESAMPLES, len(subject)))
+        rows = generator.integers(len(subject), size=(RESAMPLES, len(subject)))
         resampled.append(headline(subject[rows].mean(1), style[rows].mean(1)))
         by_pair[pair] = float(headline(subject.mean(), style.mean()))
+    chosen = generator.integers(len(resampled), size=(len(resampled), RESAMPLES))
+    samples = np.take_along_axis(np.stack(resampled), chosen, 0).mean(0)
     means = {name: float(np.mean([s[name].mean() for s in scores.values()])) for name in MEASURES}
     means["headline"] = float(np.mean(list(by_pair.values())))
-    samples = np.mean(resampled, axis=0)
     low, high = np.quantile(samples, [0.025, 0.975])
     return Row(means, float(low), float(high), by_pair, samples)
 
 
 def difference(row: Row, other: Row) -> tuple[float, float, float]:
-    """Headline of ``row`` less that of ``other``, and its 95 % interval over the same pictures."""
+    """Headline of ``row`` less that of ``other``, and its 95 % interval over the same pairs and pictures."""
     low, high = np.quantile(row.samples - other.samples, [0.025, 0.975])
     return row.means["headline"] - other.means["headline"], float(low), float(high)
 
 
 def chance(judge: Judge) -> dict[str, float]:
     """What guessing gives."""
-    count = len(judge.drawings.subjects)
+    count = len(judge.subjects)
     rr, style_rr = (float((1 / np.arange(1, number + 1)).mean()) for number in (count, len(STYLES)))
     return {
         "subject_rr": rr,
@@ -110,8 +119,16 @@ def chance(judge: Judge) -> dict[str, float]:
     }
 
 
+def by_style(row: Row) -> dict[str, float]:
+    """Style -> mean headline of its pairs (named ``subject:style``)."""
+    found: dict[str, list[float]] = {}
+    for pair, value in row.by_pair.items():
+        found.setdefault(pair.split(":")[1], []).append(value)
+    return {style: float(np.mean(values)) for style, values in found.items()}
+
+
 def table(
-    rows: Mapping[str, Row], extra: Mapping[str, Mapping[str, float]], against: str, pairs: Sequence[str]
+    rows: Mapping[str, Row], extra: Mapping[str, Mapping[str, float]], against: str, styles: Sequence[str]
 ) -> str:
     """A Markdown table, best headline first; ``extra`` holds columns beside the scores."""
     names = sorted(rows, key=lambda name: -rows[name].means["headline"])
@@ -127,7 +144,7 @@ def table(
         "travel",
         "s",
     ]
-    lines = ["| " + " | ".join([*titles, *pairs]) + " |", "|" + "---|" * (len(titles) + len(pairs))]
+    lines = ["| " + " | ".join([*titles, *styles]) + " |", "|" + "---|" * (len(titles) + len(styles))]
     for name in names:
         row, more = rows[name], extra.get(name, {})
         cells = [name, f"**{row.means['headline']:.3f}**", f"{row.low:.2f}–{row.high:.2f}"]
@@ -136,6 +153,7 @@ def table(
         cells += [f"{row.means[measure]:.2f}" for measure in MEASURES]
         kept = ("keeps_subject", "keeps_style", "heldout_loss_end", "mean_travel", "seconds")
         cells += [f"{more[key]:.2f}" if more.get(key) is not None else "" for key in kept]
-        cells += [f"{row.by_pair[pair]:.2f}" if pair in row.by_pair else "" for pair in pairs]
+        groups = by_style(row)
+        cells += [f"{groups[style]:.2f}" if style in groups else "" for style in styles]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -74,6 +74,21 @@ class MergeSettings:
         maximum=100.0,
         step=0.01,
     )
+    combined_prompt: str = _option(
+        "",
+        "Prompt for both together",
+        "What you will draw with the merge, with the trigger words of all LoRAs; the merge then stays close to what "
+        "the plain sum draws for it. Empty: only each LoRA by itself counts",
+    )
+    combined_weight: float = _option(
+        1.0,
+        "Weight of the combined prompt",
+        "Weight of the plain sum's picture of the combined prompt, beside 1 for each LoRA's own",
+        minimum=0.0,
+        maximum=100.0,
+        step=0.1,
+        advanced=True,
+    )
     seed: int = _option(0, "Merge seed", "Seed of the samples", minimum=0, maximum=2**32 - 1, step=1)
     width: int = _option(
         0,
@@ -172,6 +187,11 @@ class MergeSettings:
     def solves(self) -> bool:
         """Whether the closed form is needed."""
         return self.method == "instant" or (self.method == "ziplora" and self.start == "closed-form")
+
+    @property
+    def combines(self) -> bool:
+        """Whether the combined prompt has a term in the objective."""
+        return bool(self.updates and self.combined_prompt.strip() and self.combined_weight)
 
     @property
     def text_roles(self) -> tuple[Role, ...]:

@@ -20,9 +20,9 @@ def sampling_units(settings: MergeSettings) -> int:
     return 3 if settings.guidance_scale > 1 else 2
 
 
-def update_units(loras: int) -> int:
-    """One update of the coefficients of so many LoRAs."""
-    return 1 + 2 * loras
+def update_units(terms: int) -> int:
+    """One update, with a sample of each of so many terms: the LoRAs, and the combined prompt."""
+    return 1 + 2 * terms
 
 
 def file_units(loras: int) -> int:
@@ -35,13 +35,11 @@ def units_of(request: MergeRequest) -> int:
     settings, loras = request.settings, len(request.loras)
     if settings.method == "direct":
         return file_units(loras)
-    per_lora = settings.sampling_steps * settings.trajectories + heldout_steps(settings)
-    evaluations = 2 * heldout_steps(settings)
-    return (
-        loras
-        + loras * (per_lora * sampling_units(settings) + evaluations)
-        + update_units(loras) * settings.updates
-    )
+    drawn = settings.sampling_steps * settings.trajectories
+    terms = loras + settings.combines
+    samples = (terms * drawn + loras * heldout_steps(settings)) * sampling_units(settings)
+    evaluations = loras * 2 * heldout_steps(settings)
+    return loras + samples + evaluations + update_units(terms) * settings.updates
 
 
 class Meter:

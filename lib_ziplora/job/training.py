@@ -103,10 +103,16 @@ def learn(
         solve(coefficients, [samples.recording for samples in drawn], on_layer=meter.stop_if_interrupted)
     outcome = Outcome(coefficients)
     if settings.updates:
-        train = [samples.train for samples in drawn]
-        told = _told(meter, settings, labels([lora.role for lora in chosen]))
-        outcome = optimize(denoiser, used, coefficients, train, settings, told)
-        meter.skip(update_units(len(chosen)) * (settings.updates - len(outcome.steps)))
+        train, names = [samples.train for samples in drawn], list(labels([lora.role for lora in chosen]))
+        weights = [1.0] * len(train)
+        if settings.combines:
+            train.append(teacher.combined(concepts, text_deltas, uncond))
+            names.append("combined")
+            weights.append(settings.combined_weight)
+        outcome = optimize(
+            denoiser, used, coefficients, train, settings, _told(meter, settings, names), weights
+        )
+        meter.skip(update_units(len(names)) * (settings.updates - len(outcome.steps)))
     after = _evaluate(denoiser, used, coefficients, heldout, meter)
     vectors = tuple(coefficients.vectors(index) for index in range(len(concepts)))
     return _figures(outcome, before, after), vectors
@@ -166,6 +172,29 @@ class _Teacher:
         for part in (result.train, result.heldout):
             require_effect(part, Path(lora.lora).stem)
         return result
+
+    @torch.no_grad()
+    def combined(
+        self, concepts: Sequence[Concept], deltas: TextDeltas, uncond: Conditioning | None
+    ) -> Samples:
+        """What the plain sum draws for the combined prompt: an anchor for the merge.
+
+        The errors of equation 5 ask only that every LoRA by itself stays as it is. That is also
+        fulfilled when the subject's token switches the style off, so what both do together needs a
+        term of its own.
+        """
+        self.meter.enter("sampling", "Drawing the combined prompt")
+        size = {"width": self.settings.width, "height": self.settings.height}
+        prompts = [self.settings.combined_prompt.strip()]
+        cond = self.session.encode_prompts(prompts, **size, negative=False, deltas=deltas)
+        plain = MergerCoefficients.ones(concepts, self.denoiser.device, self.denoiser.dtype)
+        draw = self._trajectories(cond, uncond)
+        seed = self.settings.seed + 2 * len(concepts)
+        with attach(self.modules, plain.branches()):
+            drawn = draw(seed, self.settings.trajectories, self.settings.sampling_steps)
+        samples = self._with_base(drawn, cond)
+        require_effect(samples, "the plain sum")
+        return samples
 
     def _recorded(self, seed: int) -> AbstractContextManager[Recording]:
         if not self.settings.solves:

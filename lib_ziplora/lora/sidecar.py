@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from ..errors import LoraFileError
 from .algebra import Vectors
 from .container import RawHeader, read_header, unreadable
 from .publishing import appearing, taken
+from .serialize import Entry, header_bytes
 
 ENDING = ".ziplora"
 KEY = "ziplora"
@@ -43,14 +43,19 @@ class Sidecar:
     about: Mapping[str, Any]
 
     def pack(self) -> bytes:
-        """The whole file; the same content gives the same bytes."""
+        """The whole file; the same content gives the same bytes.
+
+        The header is our own: that of safetensors 0.4.2 is no JSON where there is no vector.
+        """
         tensors = {
-            f"{index}.{name}": vector.detach().cpu().float().contiguous()
+            f"{index}.{name}": vector.detach().cpu().float()
             for index, vectors in enumerate(self.vectors)
-            for name, vector in vectors.items()
+            for name, vector in sorted(vectors.items())
         }
+        entries = {name: Entry("F32", tuple(v.shape), v.numel() * 4) for name, v in tensors.items()}
         about = {"format": FORMAT, "loras": len(self.vectors), "about": self.about}
-        return bytes(save(tensors, {KEY: json.dumps(about, sort_keys=True)}))
+        header = header_bytes(entries, {KEY: json.dumps(about, sort_keys=True)})
+        return header + b"".join(vector.numpy().tobytes() for vector in tensors.values())
 
 
 def sidecar_path(lora: Path) -> Path:

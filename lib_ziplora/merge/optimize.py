@@ -27,7 +27,7 @@ class Step:
 
     Attributes:
         index: 0 for the first update.
-        errors: each concept's error under the objective.
+        errors: each term's error under the objective: the concepts', then any others'.
         similarity: mean |m_a * m_b| before the update.
         travel: mean |m - 1| before the update.
     """
@@ -82,6 +82,7 @@ def optimize(
     samples: Sequence[Samples],
     settings: MergeSettings,
     on_step: Callable[[Step], bool],
+    weights: Sequence[float] | None = None,
 ) -> Outcome:
     """Learn the merger coefficients.
 
@@ -89,9 +90,11 @@ def optimize(
         denoiser: the frozen base, without any LoRA.
         modules: canonical name -> module of ``denoiser.unet``.
         coefficients: where to start; changed in place.
-        samples: each concept's samples with its teacher's outputs.
+        samples: each concept's samples with its teacher's outputs; others may follow, such as the
+            combined prompt's.
         settings: updates, rate, objective, similarity weight, seed.
         on_step: told of every update; False ends the loop, an exception aborts it.
+        weights: of each error in the objective; 1 for all when None.
 
     Raises:
         OutOfMemoryError: not even the most economical plan fits the device.
@@ -100,7 +103,7 @@ def optimize(
     adam = torch.optim.Adam(parameters, lr=settings.learning_rate)
     order = [_shuffled_rows(len(part), settings.seed + index) for index, part in enumerate(samples)]
     outcome = Outcome(coefficients)
-    step = _Stepper(denoiser, modules, samples, settings, coefficients)
+    step = _Stepper(denoiser, modules, samples, settings, coefficients, weights)
     for index in range(settings.steps):
         adam.zero_grad(set_to_none=True)
         overlap, travel = similarity(coefficients).item(), mean_travel(parameters).item()
@@ -134,8 +137,10 @@ class _Stepper:
         samples: Sequence[Samples],
         settings: MergeSettings,
         coefficients: MergerCoefficients,
+        weights: Sequence[float] | None = None,
     ) -> None:
         self.denoiser, self.modules, self.samples = denoiser, modules, samples
+        self.weights = weights or [1.0] * len(samples)
         self.settings, self.coefficients = settings, coefficients
         self.plans = plans(settings, denoiser.device)
         self.loss_scale = INITIAL_LOSS_SCALE if denoiser.dtype == torch.float16 else 1.0
@@ -163,11 +168,12 @@ class _Stepper:
         with student(self.denoiser, self.modules, self.coefficients, plan):
             if plan.together:
                 errors = self._errors(batch)
-                (sum(errors, torch.zeros(())) * self.loss_scale).backward()
+                weighted = [w * one for w, one in zip(self.weights, errors, strict=True)]
+                (sum(weighted, torch.zeros(())) * self.loss_scale).backward()
             else:
-                for part in batch:
+                for share, part in zip(self.weights, batch, strict=True):
                     (part_error,) = self._errors([part])
-                    (part_error * self.loss_scale).backward()
+                    (part_error * share * self.loss_scale).backward()
                     errors.append(part_error)
         _require_gradients(self.coefficients)
         if weight > 0 and any(self.coefficients.shared()):

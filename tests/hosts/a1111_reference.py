@@ -43,7 +43,7 @@ def request(output: str, asked: dict[str, Any]) -> MergeRequest:
     """A short ZipLoRA merge of the pair."""
     subject, style = (LoraInput(name, prompt) for name, prompt in asked["pair"].items())
     settings = MergeSettings(**asked["settings"])
-    return MergeRequest(subject, style, output, overwrite=True, settings=settings)
+    return MergeRequest.pair(subject, style, output, overwrite=True, settings=settings)
 
 
 def main(model: str, loras: str, out: str, asked: dict[str, Any]) -> None:

@@ -12,10 +12,11 @@ import pytest
 from safetensors import safe_open
 
 from lib_ziplora import job
-from lib_ziplora.config import LoraInput, MergeRequest, MergeSettings
+from lib_ziplora.config import LoraInput, MergeRequest, MergeSettings, Role
 from lib_ziplora.errors import HostError, Interrupted
 from lib_ziplora.hosts import Progress
 from lib_ziplora.hosts.a1111 import A1111Host
+from lib_ziplora.job import ReexportRequest
 
 from . import a1111_webui as webui
 from .test_a1111_model import predict
@@ -27,7 +28,7 @@ SUBJECT, STYLE = "minixl_subject_turtle", "minixl_style_fluent-emoji"
 def request(output: str, subject: str = SUBJECT, style: str = STYLE, **settings: Any) -> MergeRequest:
     small = {"steps": 3, "sampling_steps": 3, "width": 128, "height": 128, **settings}
     inputs = LoraInput(subject, "a sks emoji"), LoraInput(style, "a szn emoji")
-    return MergeRequest(*inputs, output, settings=MergeSettings(**small))
+    return MergeRequest.pair(*inputs, output, settings=MergeSettings(**small))
 
 
 @pytest.fixture
@@ -59,6 +60,33 @@ def test_a_merge_can_be_drawn_at_once(host: A1111Host, method: str, caplog: pyte
     merged = webui.picture(f"{prompt} <lora:{name}:1>")
     assert webui.module("networks").extra_network_lora.errors == {}
     assert all((merged != other).any() for other in drawn.values())
+
+
+@pytest.mark.parametrize("method", ["ziplora", "direct"])
+def test_three_loras_and_their_export_act_as_their_parts(host: A1111Host, method: str) -> None:
+    """By the WebUI's own arithmetic, which has ranks, strengths and names from the files alone."""
+    roles: tuple[Role, ...] = ("subject", "subject", "style")
+    for index in range(3):
+        webui.write_lora(f"of three {index}", 21 + index, text=False)
+    loras = tuple(LoraInput(f"of three {i}", f"a thing {i}", 0.9, role=role) for i, role in enumerate(roles))
+    small = MergeSettings(
+        method=method, steps=3, sampling_steps=3, width=128, height=128, precision="fp32", split=True
+    )
+    name, again = f"three {method}", f"three {method} again"
+    with host.exclusive():
+        report = job.run(MergeRequest(loras, name, settings=small), host)
+        other = ReexportRequest(name, again, subject_weights=(0.5, -1.5), style_weights=(1.2,))
+        job.reexport(other, host)
+    assert len(report.split) == 3
+    merged = {name: (1.0, 1.0, 1.0), again: (0.5, -1.5, 1.2)}
+    base, drawn = webui.webui_prediction(), []
+    for file, strengths in merged.items():
+        drawn.append(webui.webui_prediction((file, 0.0, 1.0)))
+        parts = zip(report.split, strengths, strict=True)
+        together = webui.webui_prediction(*((part, 0.0, strength) for part, strength in parts))
+        assert webui.relative(drawn[-1], together) < 1e-4
+        assert webui.relative(drawn[-1], base) > 0.05
+    assert webui.relative(*drawn) > 0.05
 
 
 @pytest.mark.parametrize("moment", ["encoding", "sampling", "optimising"])

@@ -57,7 +57,7 @@ def test_a_branch_equals_the_webuis_own_lora(host: A1111Host, strength: float) -
         scaled = {name: (lambda f=f: (f()[0], strength * f()[1])) for name, f in factors.items()}
         with attach(modules, scaled):
             ours = predict(session)
-    assert webui.relative(base, own) > 0.05
+    assert webui.relative(base, own) > 0.02
     assert webui.relative(ours, own) < 1e-5
 
 

@@ -27,6 +27,8 @@ from .files import K2, OUT, Q
 # What the WebUI, Forge, ComfyUI and our own server list as models.
 LISTED = {".safetensors", ".ckpt", ".pt", ".pt2", ".pth", ".bin", ".pkl", ".sft"}
 
+ONE = {f"0.{Q}": torch.ones(3)}
+
 
 def sample() -> Sidecar:
     generator = torch.Generator().manual_seed(0)
@@ -111,13 +113,13 @@ class Evil:
     ("content", "words"),
     [
         (pickle.dumps(Evil()), "damaged"),
-        (save({}, {}), "damaged"),
-        (save({}, {KEY: "[]"}), "damaged"),
-        (save({}, {KEY: "[" * 100_000}), "damaged"),
-        (save({}, {KEY: header(loras=10**9)}), "damaged"),
-        (save({}, {KEY: header(loras="1")}), "damaged"),
-        (save({}, {KEY: header(about=[])}), "damaged"),
-        (save({}, {KEY: header(format=FORMAT + 1)}), "later version"),
+        (save(ONE, {}), "damaged"),
+        (save(ONE, {KEY: "[]"}), "damaged"),
+        (save(ONE, {KEY: "[" * 100_000}), "damaged"),
+        (save(ONE, {KEY: header(loras=10**9)}), "damaged"),
+        (save(ONE, {KEY: header(loras="1")}), "damaged"),
+        (save(ONE, {KEY: header(about=[])}), "damaged"),
+        (save(ONE, {KEY: header(format=FORMAT + 1)}), "later version"),
         (save({f"1.{Q}": torch.ones(3)}, {KEY: header()}), "damaged"),
         (save({f"00.{Q}": torch.ones(3)}, {KEY: header()}), "damaged"),
         (save({Q: torch.ones(3)}, {KEY: header()}), "damaged"),
@@ -137,5 +139,12 @@ def test_what_is_no_such_file_is_refused(tmp_path, content, words):
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(LoraFileError, match=r"a\.ziplora can't be read"):
         read_sidecar(tmp_path / "a.ziplora")
-    save_file({}, tmp_path / "b.ziplora", {KEY: header()})
-    assert read_sidecar(tmp_path / "b.ziplora")[0] == Sidecar(({},), {})
+    save_file(ONE, tmp_path / "b.ziplora", {KEY: header()})
+    (read,) = read_sidecar(tmp_path / "b.ziplora")[0].vectors
+    assert read.keys() == {Q} and read[Q].tolist() == [1.0, 1.0, 1.0]
+
+
+def test_a_merge_that_learnt_nothing_is_read_back(tmp_path):
+    meant, path = Sidecar(({}, {}), {"text": "only"}), tmp_path / "a.ziplora"
+    write_sidecar(path, meant.pack(), False)
+    assert read_sidecar(path)[0] == meant

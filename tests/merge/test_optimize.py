@@ -66,6 +66,21 @@ def test_gradients_are_the_same_under_every_plan():
             torch.testing.assert_close(other[name], gradient, rtol=1e-4, atol=1e-7, msg=name)
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_the_weights_of_the_errors_scale_their_gradients(together):
+    settings = dataclasses.replace(SETTINGS, similarity_lambda=0.0)
+    found = []
+    for weights in ([1.0, 0.0], [0.0, 1.0], [2.0, 3.0]):
+        denoiser, concepts, train, _ = world()
+        coefficients = MergerCoefficients.ones(concepts)
+        step = loop._Stepper(denoiser, denoiser.modules(), train, settings, coefficients, weights)
+        step.plans = [loop.Plan(together, False)]
+        step([0, 1])
+        found.append(torch.cat([m.grad.flatten() for m in coefficients.parameters()]))
+    torch.testing.assert_close(found[2], 2 * found[0] + 3 * found[1], rtol=1e-4, atol=1e-6)
+    assert (found[0] - found[1]).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_gradients_by_finite_differences(objective):
     settings = dataclasses.replace(SETTINGS, objective=objective, similarity_lambda=0.3)
