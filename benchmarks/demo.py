@@ -110,7 +110,7 @@ def main() -> None:
     merged, plain = args.out / "turtle-fluent-ziplora.safetensors", args.out / "turtle-fluent-sum.safetensors"
     report = args.out / "report.json"
     print("Merging MiniXL's turtle with its fluent-emoji style ...")
-    merge(merged, "--report", str(report))
+    merge(merged, "--report", str(report), "--combined-prompt", BOTH_PROMPT)
     merge(plain, "--method", "direct")
 
     columns = (
