@@ -170,7 +170,16 @@ class MergeSettings:
         "of each layer's energy that stays",
         advanced=True,
     )
-
+    kept_energy: float = _option(
+        0.995,
+        "Kept energy of converted layers",
+        "Share of the energy that a layer of another family (LoHa, LoKr, full differences, ...) keeps when it becomes "
+        "low-rank; layers of plain LoRAs stay as they are",
+        minimum=0.5,
+        maximum=1.0,
+        step=0.001,
+        advanced=True,
+    )
     split: bool = _option(
         False,
         "Each LoRA's part as a file too",

@@ -16,6 +16,7 @@ from ..hosts import Host
 from ..lora.algebra import Pairing, pair, scale
 from ..lora.file import check_output, expected_size, read_lora
 from ..lora.layer import Lora, LoraLayer
+from ..lora.lowrank import RankRule
 from ..lora.sidecar import check_sidecar
 from .catalog import prompt_for
 from .layers import kept_extras
@@ -106,11 +107,12 @@ def read_inputs(
     Raises:
         ZipLoraError: a file can't be read, two don't fit, or there is no room for the result.
     """
+    rule = RankRule(request.settings.kept_energy)
     loras, sizes = [], []
     with memory_in_words(), checkpoint_weights(list(files), host) as weights:
         for file in files:
             meter.enter("reading", f"Reading {file.stem}")
-            loras.append(read_lora(file, weights, on_layer=meter.stop_if_interrupted))
+            loras.append(read_lora(file, weights, rule, meter.stop_if_interrupted))
             sizes.append(file.stat().st_size)
             meter.advance(1)
     for first, second in itertools.combinations(loras, 2):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -35,6 +36,19 @@ def test_lokr_is_merged_and_the_report_says_what_it_became(host):
     difference = (merged(host).layers[Q].delta() - expected).norm()
     assert difference <= 0.5 * torch.kron(first, second).norm() * 0.005**0.5 + 1e-4
     assert host.opened == 0 and host.forwards == 0
+
+
+def test_the_kept_energy_decides_what_a_converted_layer_loses(host):
+    first, second = torch.randn(2, 2), torch.randn(4, 4)
+    add(host, "kron", {f"{Q}.lokr_w1": first, f"{Q}.lokr_w2": second})
+    style = read_lora(host.folder / "ink.safetensors").layers[Q].delta()
+    lost = []
+    for energy in (0.5, 0.9, 1.0):
+        job.run(dataclasses.replace(request("kron", kept_energy=energy), overwrite=True), host)
+        error = merged(host).layers[Q].delta() - style - torch.kron(first, second)
+        lost.append(float(error.norm() / torch.kron(first, second).norm()) ** 2)
+    assert lost[0] <= 0.5 and lost[1] <= 0.1 and lost[2] < 1e-9
+    assert lost[0] > lost[1] > lost[2]
 
 
 @pytest.mark.parametrize("method", ["direct", "ziplora"])
