@@ -95,24 +95,18 @@ def learn(
         teacher.samples(layers, lora, conds[index : index + 1], uncond, settings.seed + 2 * index)
         for index, (layers, lora) in enumerate(zip(concepts, chosen, strict=True))
     ]
+    names = labels([lora.role for lora in chosen])
+    terms = [_Term(name, part.train) for name, part in zip(names, drawn, strict=True)]
+    if settings.combines:
+        both = teacher.combined(concepts, text_deltas, uncond)
+        terms.append(_Term("combined", both, settings.combined_weight))
     heldout = [samples.heldout for samples in drawn]
     coefficients = MergerCoefficients.ones(concepts, denoiser.device, denoiser.dtype)
     before = _evaluate(denoiser, used, coefficients, heldout, meter)
     if settings.solves:
         meter.enter("solving", "Solving every layer by itself")
         solve(coefficients, [samples.recording for samples in drawn], on_layer=meter.stop_if_interrupted)
-    outcome = Outcome(coefficients)
-    if settings.updates:
-        train, names = [samples.train for samples in drawn], list(labels([lora.role for lora in chosen]))
-        weights = [1.0] * len(train)
-        if settings.combines:
-            train.append(teacher.combined(concepts, text_deltas, uncond))
-            names.append("combined")
-            weights.append(settings.combined_weight)
-        outcome = optimize(
-            denoiser, used, coefficients, train, settings, _told(meter, settings, names), weights
-        )
-        meter.skip(update_units(len(names)) * (settings.updates - len(outcome.steps)))
+    outcome = _loop(denoiser, used, coefficients, terms, settings, meter)
     after = _evaluate(denoiser, used, coefficients, heldout, meter)
     vectors = tuple(coefficients.vectors(index) for index in range(len(concepts)))
     return _figures(outcome, before, after), vectors
@@ -125,6 +119,15 @@ class _Drawn:
     train: Samples
     heldout: Samples
     recording: Recording
+
+
+@dataclass(frozen=True)
+class _Term:
+    """One error of the objective: what it is called, its samples, its weight."""
+
+    name: str
+    samples: Samples
+    weight: float = 1.0
 
 
 class _Teacher:
@@ -251,6 +254,24 @@ def _evaluate(
 ) -> float:
     meter.enter("sampling", "Measuring on samples that are not trained on")
     return evaluate(denoiser, modules, coefficients, heldout)
+
+
+def _loop(
+    denoiser: Denoiser,
+    modules: Mapping[str, nn.Module],
+    coefficients: MergerCoefficients,
+    terms: Sequence[_Term],
+    settings: MergeSettings,
+    meter: Meter,
+) -> Outcome:
+    """The updates of the coefficients; none where the settings want none."""
+    if not settings.updates:
+        return Outcome(coefficients)
+    told = _told(meter, settings, [term.name for term in terms])
+    samples, weights = [term.samples for term in terms], [term.weight for term in terms]
+    outcome = optimize(denoiser, modules, coefficients, samples, settings, told, weights)
+    meter.skip(update_units(len(terms)) * (settings.updates - len(outcome.steps)))
+    return outcome
 
 
 def _told(meter: Meter, settings: MergeSettings, names: Sequence[str]) -> Callable[[Step], bool]:

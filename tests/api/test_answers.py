@@ -66,7 +66,8 @@ def other_value(name: str) -> Any:
         return next(choice for choice in option.choices if choice != default)
     if isinstance(default, bool):
         return not default
-    return {"negative_prompt": "blurry", "rank": "64"}.get(name, option.maximum)
+    words = {"negative_prompt": "blurry", "combined_prompt": "a dog in ink", "rank": "64"}
+    return words.get(name, option.maximum)
 
 
 @pytest.mark.parametrize("name", config.setting_fields())
