@@ -121,6 +121,19 @@ def read_into(stream: BufferedReader, file: Path, buffer: memoryview) -> None:
         done += count
 
 
+def header_of(file: Path) -> RawHeader:
+    """The checked header of a file; no tensor data is read.
+
+    Raises:
+        LoraFileError: it can't be read, or is not a whole safetensors file.
+    """
+    try:
+        with file.open("rb") as stream:
+            return read_header(stream, file)
+    except OSError as error:
+        raise unreadable(file, error) from error
+
+
 def unreadable(file: Path, error: OSError) -> LoraFileError:
     """The error for a file that can't be opened or read."""
     return LoraFileError(

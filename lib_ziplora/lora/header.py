@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import UnsupportedLoraError
 from .bases import BASE_NAMES, detect_base
-from .container import RawHeader, read_header, unreadable
+from .container import RawHeader, header_of
 from .converting import FAMILY_NAMES
 from .keys import ParsedKeys, parse
 from .lycoris import RELATIVE
@@ -84,11 +84,7 @@ def inspect_header(path: str | os.PathLike[str]) -> LoraHeader:
         LoraFileError: not a whole safetensors file.
     """
     file = Path(path)
-    try:
-        with file.open("rb") as stream:
-            raw = read_header(stream, file)
-    except OSError as error:
-        raise unreadable(file, error) from error
+    raw = header_of(file)
     return describe(file, raw, parse(raw.tensors))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .container import RawHeader, read_header, unreadable
+from .container import RawHeader, header_of
 from .dimensions import rank_and_shape
 from .keys import ParsedKeys, parse
 from .serialize import LayerShape, Shaped, file_entries, header_bytes, missing_text_attention, own_strings
@@ -38,11 +38,7 @@ def file_shapes(path: str | os.PathLike[str]) -> FileShapes:
         LoraFileError: not a whole safetensors file.
     """
     file = Path(path)
-    try:
-        with file.open("rb") as stream:
-            raw = read_header(stream, file)
-    except OSError as error:
-        raise unreadable(file, error) from error
+    raw = header_of(file)
     return shapes_of(raw, parse(raw.tensors))
 
 
