@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,6 +44,10 @@ FAMILY_NAMES = {
 }
 # Parts that a layer carries beside its delta weight.
 SIDE_PARTS = frozenset({"diff_b", "up_bias"})
+
+
+# The bit patterns of infinity; those of NaN are above.
+_INFINITY = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80}
 
 
 @dataclass(frozen=True)
@@ -193,6 +198,10 @@ def is_finite(tensor: Tensor) -> bool:
     """Whether a tensor has neither NaN nor infinity; integers have none."""
     if not tensor.is_floating_point() or not tensor.numel():
         return True
+    if tensor.dtype in _INFINITY and tensor.device.type == "cpu":
+        # Bit patterns grow with the size of the number, those of negative ones above all others.
+        bits, infinity = tensor.detach().view(torch.int16).numpy(), _INFINITY[tensor.dtype]
+        return bool(bits.max() < infinity and bits.view(np.uint16).max() < infinity + 0x8000)
     # The largest and the smallest entry are NaN where any entry is.
     return bool(torch.isfinite(tensor.amax()) and torch.isfinite(tensor.amin()))
 

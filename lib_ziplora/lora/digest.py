@@ -1,104 +1,102 @@
-"""Checksums of bytes that go by, counted beside the reading and writing instead of after it."""
+"""Bytes that go by are counted, and written, beside their making instead of after it."""
 
 from __future__ import annotations
 
-import zlib
-from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-ALIGNMENT = 64
-
 
 class Sink(Protocol):
-    """What ``hashlib`` makes, and ``Crc32``."""
+    """What ``hashlib`` makes."""
 
-    def update(self, data: memoryview, /) -> None: ...
-
-
-class Crc32:
-    """CRC-32 of what it is given; ``value`` is the number."""
-
-    def __init__(self) -> None:
-        self.value = 0
-
-    def update(self, data: memoryview, /) -> None:
-        self.value = zlib.crc32(data, self.value)
+    def update(self, data: memoryview, /) -> object: ...
 
 
-class BackgroundDigest:
-    """Gives bytes to sinks in other threads, one each; ``hashlib`` and ``zlib`` free the interpreter meanwhile.
+class Background:
+    """Gives bytes to sinks, each in a thread of its own; hashing and files free the interpreter meanwhile.
 
-    All is counted when the block has ended.
+    All sinks are done when the block has ended. Handing over takes a moment, so give it megabytes at a time.
 
     Args:
         sinks: each gets all bytes, in order.
-        limit: how many bytes may wait; None for no limit. A buffer that was given must stay as it
-            is until it is sure to have been counted, for which ``Ring`` is made.
     """
 
-    def __init__(self, *sinks: Sink, limit: int | None = None) -> None:
+    def __init__(self, *sinks: Sink) -> None:
         self._sinks = sinks
-        self._limit = limit
-        self._waiting = 0
-        self._pending: deque[tuple[int, list[Future[None]]]] = deque()
-        self._workers = [ThreadPoolExecutor(1, thread_name_prefix="ziplora-digest") for _ in sinks]
+        self._workers = [ThreadPoolExecutor(1, thread_name_prefix="ziplora-sink") for _ in sinks]
+        self._jobs: list[Future[object]] = []
 
-    def __enter__(self) -> BackgroundDigest:
+    def __enter__(self) -> Background:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
         for worker in self._workers:
             worker.shutdown(wait=True, cancel_futures=kind is not None)
         if kind is None:
-            self._wait_for(0)
+            wait_for(self._jobs)
 
-    def update(self, data: memoryview) -> None:
-        size = _aligned(len(data))
-        if self._limit is not None and self._waiting + size > self._limit:
-            # By half at once: to wake for every piece takes longer than the counting.
-            self._wait_for(max(0, self._limit // 2 - size))
-        jobs = zip(self._workers, self._sinks, strict=True)
-        self._pending.append((size, [worker.submit(sink.update, data) for worker, sink in jobs]))
-        self._waiting += size
-
-    def _wait_for(self, most: int) -> None:
-        while self._pending and self._waiting > most:
-            size, jobs = self._pending.popleft()
-            for job in jobs:
-                job.result()
-            self._waiting -= size
+    def update(self, data: memoryview) -> list[Future[object]]:
+        """Hand over bytes, which must stay as they are until the jobs that are returned are done."""
+        pairs = zip(self._workers, self._sinks, strict=True)
+        jobs = [worker.submit(sink.update, data) for worker, sink in pairs]
+        self._jobs += jobs
+        return jobs
 
 
-class Ring:
-    """Memory for pieces that are made one after another and given to a ``BackgroundDigest``.
+def wait_for(jobs: list[Future[object]]) -> None:
+    """Wait, and raise what a sink has raised."""
+    for job in jobs:
+        job.result()
+
+
+class Blocks:
+    """Memory for pieces that are made one after another and given to sinks; it is used again and again.
+
+    The pieces lie close together in a few blocks, which are handed over when they hold enough: small, so
+    that they are still in the processor's cache. All sinks are done when the block of the ``with`` statement
+    has ended.
 
     Args:
         largest: bytes of the largest piece.
+        sinks: as for ``Background``.
     """
 
-    LIMIT = 1 << 25
+    ENOUGH = 1 << 22
+    COUNT = 3
 
-    def __init__(self, largest: int) -> None:
-        # What waits, the piece that is being made, and what doesn't fit before the end.
-        self._memory = torch.empty(max(self.LIMIT, largest) + 2 * _aligned(largest), dtype=torch.uint8)
-        self._next = 0
+    def __init__(self, largest: int, *sinks: Sink) -> None:
+        size = self.ENOUGH + largest
+        # Empty memory of torch's: numpy's may ask for huge pages, Python's is filled with zeros.
+        self._blocks = [torch.empty(size, dtype=torch.uint8) for _ in range(self.COUNT)]
+        self._jobs: list[list[Future[object]]] = [[] for _ in self._blocks]
+        self._background = Background(*sinks)
+        self._now = 0
+        self._used = 0
 
-    def digest(self, *sinks: Sink) -> BackgroundDigest:
-        """One that has counted every piece before its memory is taken again."""
-        return BackgroundDigest(*sinks, limit=self.LIMIT)
+    def __enter__(self) -> Blocks:
+        self._background.__enter__()
+        return self
+
+    def __exit__(self, kind: object, *rest: object) -> None:
+        if kind is None:
+            self._hand_over()
+        self._background.__exit__(kind, *rest)
 
     def take(self, size: int) -> Tensor:
-        """(size,) uint8, to be filled and given to the digest before the next is taken."""
-        if self._next + size > len(self._memory):
-            self._next = 0
-        piece = self._memory[self._next : self._next + size]
-        self._next += _aligned(size)
+        """(size,) uint8, to be filled before the next is taken."""
+        if self._used >= self.ENOUGH:
+            self._hand_over()
+            wait_for(self._jobs[self._now])
+        piece = self._blocks[self._now][self._used : self._used + size]
+        self._used += size
         return piece
 
-
-def _aligned(size: int) -> int:
-    return -(-size // ALIGNMENT) * ALIGNMENT
+    def _hand_over(self) -> None:
+        """Give what the block holds to the sinks, and turn to the next one."""
+        data = self._blocks[self._now][: self._used].numpy().data
+        self._jobs[self._now] = self._background.update(data)
+        self._now = (self._now + 1) % self.COUNT
+        self._used = 0

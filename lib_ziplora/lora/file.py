@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from .header import LoraHeader, inspect_header, require_sdxl, unsupported_reason
 from .metadata import merged_metadata, read_recipe
-from .reading import read_lora
+from .placing import copied, mapped
+from .reading import read_lora, read_loras
 from .shapes import FileShapes, expected_size, file_shapes, output_size
 from .writing import check_output, write_lora
 
@@ -12,12 +13,15 @@ __all__ = [
     "FileShapes",
     "LoraHeader",
     "check_output",
+    "copied",
     "expected_size",
     "file_shapes",
     "inspect_header",
+    "mapped",
     "merged_metadata",
     "output_size",
     "read_lora",
+    "read_loras",
     "read_recipe",
     "require_sdxl",
     "unsupported_reason",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from io import BufferedReader
 from pathlib import Path
 
@@ -14,15 +15,18 @@ from torch import Tensor
 
 from ..errors import LoraFileError
 from .adapters import AdapterAlphas
-from .container import DTYPES, RawHeader, TensorEntry, in_file_order, read_header, read_into, unreadable
+from .container import DTYPES, RawHeader, TensorEntry, in_file_order, read_header, unreadable
 from .converting import Converted, Weights, check_result, convert, is_finite, is_plain, side_extras
-from .digest import BackgroundDigest
+from .digest import Background
 from .header import LoraHeader, describe, require_sdxl
 from .keys import LOW_RANK_PARTS, ParsedKeys, parse
 from .layer import Lora, LoraLayer
 from .layouts import largest_weight
 from .lowrank import RankRule
+from .placing import Data, Placing, copied
 
+# Bytes that are read at a time.
+CHUNK = 1 << 22
 _PAIR = frozenset(LOW_RANK_PARTS.values())
 
 
@@ -32,45 +36,77 @@ def read_lora(
     rule: RankRule | None = None,
     on_layer: Callable[[], None] | None = None,
 ) -> Lora:
-    """Read a LoRA of SDXL into canonical layers.
+    """Read a LoRA of SDXL into canonical layers: one file, ``copied``, see ``read_loras``."""
+    return read_loras([path], weights, rule, on_layer=on_layer)[0]
 
-    The file is read once into memory and closed; the factors of LoRA and LoCon keep their dtype
-    (fp8 becomes fp16, which holds it exactly) and share that memory. Layers of other families
+
+def read_loras(
+    paths: Sequence[str | os.PathLike[str]],
+    weights: Weights | None = None,
+    rule: RankRule | None = None,
+    on_file: Callable[[Path], None] | None = None,
+    on_layer: Callable[[], None] | None = None,
+    placing: Placing = copied,
+) -> list[Lora]:
+    """Read LoRAs of SDXL into canonical layers.
+
+    Every file is read once and closed; the factors of LoRA and LoCon keep their dtype
+    (fp8 becomes fp16, which holds it exactly) and share its bytes. Layers of other families
     become low-rank layers in fp32, listed in ``approximations``; what no low-rank layer
     holds, norms and biases, is in ``extras``.
 
     Args:
-        path: the file.
+        paths: the files.
         weights: canonical module name -> the checkpoint's weight, which (IA)3, GLoRA, OFT and
             DoRA need.
         rule: the rank of layers of other families; 99.5 % of the energy by default.
-        on_layer: called before each layer, which can take a second in some families; what it raises
-            ends the reading.
+        on_file: called with each file before it is read; what it raises ends the reading.
+        on_layer: called before each layer, which can take a second in some families; so does this.
+        placing: where the bytes of the files lie.
 
     Raises:
         LoraFileError: not a whole, finite LoRA; the sentence names the file and the layer.
         UnsupportedLoraError: for another base model, or of a family that can't be read (so).
     """
-    file = Path(path)
-    tick = on_layer or (lambda: None)
-    whole = hashlib.sha256()
+    rule, begin, tick = rule or RankRule(), on_file or (lambda file: None), on_layer or (lambda: None)
+    files = [Path(path) for path in paths]
+    sums = [hashlib.sha256() for _ in files]
+    loras = []
+    with ExitStack() as digests:
+        for file, whole in zip(files, sums, strict=True):
+            begin(file)
+            digest = digests.enter_context(Background(whole))
+            loras.append(_read(file, weights, rule, tick, placing, digest))
+    return [
+        dataclasses.replace(lora, sha256=whole.hexdigest()) for lora, whole in zip(loras, sums, strict=True)
+    ]
+
+
+def _read(
+    file: Path,
+    weights: Weights | None,
+    rule: RankRule,
+    tick: Callable[[], None],
+    placing: Placing,
+    digest: Background,
+) -> Lora:
+    """One LoRA without its sha256, which the digest goes on counting."""
     found: dict[str, Converted] = {}
     with _opened(file) as (stream, raw):
         parsed = parse(raw.tensors)
         header = describe(file, raw, parsed)
         _refuse(header, parsed.duplicates, weights is not None)
         alphas = AdapterAlphas(file, raw.metadata)
-        with BackgroundDigest(whole) as digest:
-            for name, parts in _modules(_tensors(stream, file, raw, digest), parsed):
-                tick()
-                down = parsed.modules[name].get("down")
-                alphas.add_to(parts, None if down is None else parsed.names[down])
-                found[name] = _converted(file, name, parts, weights, rule or RankRule())
+        for name, parts in _modules(_tensors(placing(stream, file, raw.size), raw, digest), parsed):
+            tick()
+            down = parsed.modules[name].get("down")
+            alphas.add_to(parts, None if down is None else parsed.names[down])
+            found[name] = _converted(file, name, parts, weights, rule)
     ordered = {name: found[name] for name in parsed.modules}
     layers = {name: one.layer for name, one in ordered.items() if one.layer is not None}
     extras = {f"{name}.{part}": t for name, one in ordered.items() for part, t in one.extras.items()}
     nearly = tuple(one.approximation for one in ordered.values() if one.approximation is not None)
-    about = (header.metadata, header.dialect, header.unknown, whole.hexdigest(), header.base)
+    about = (header.metadata, header.dialect, header.unknown, "", header.base)
     return Lora(file.stem, layers, *about, nearly, extras)
 
 
@@ -101,25 +137,17 @@ def _opened(file: Path) -> Iterator[tuple[BufferedReader, RawHeader]]:
         yield stream, raw
 
 
-def _tensors(
-    stream: BufferedReader, file: Path, raw: RawHeader, digest: BackgroundDigest
-) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor in the file's order, all in one piece of memory; the whole file goes by the digest."""
-    # Not numpy's or Python's memory: the one asks for huge pages, which can take seconds to get, the
-    # other writes zeros first.
-    data = torch.empty(raw.size, dtype=torch.uint8).numpy().data
-
-    def piece(begin: int, end: int) -> memoryview:
-        try:
-            read_into(stream, file, data[begin:end])
-        except OSError as error:
-            raise unreadable(file, error) from error
-        digest.update(data[begin:end])
-        return data[begin:end]
-
-    piece(0, raw.data_start)
+def _tensors(data: Data, raw: RawHeader, digest: Background) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor in the file's order; the whole file goes by the digest."""
+    ready = 0
     for key, entry in in_file_order(raw):
-        yield key, _tensor(piece(raw.data_start + entry.begin, raw.data_start + entry.end), entry)
+        begin, end = raw.data_start + entry.begin, raw.data_start + entry.end
+        while ready < end:
+            part = data.whole[ready : ready + CHUNK]
+            data.make_ready(part)
+            digest.update(part)
+            ready += len(part)
+        yield key, _tensor(data.whole[begin:end], entry)
 
 
 def _modules(

@@ -1,19 +1,17 @@
-"""Read a new file back from start to end and compare it with what was meant, without holding it in memory."""
+"""What the disk holds is compared with what was written, and a new file's header with the layers it is for."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from io import BufferedReader
+from io import BufferedWriter, FileIO
 from pathlib import Path
+from typing import Any
 
-from torch import Tensor
+import numpy as np
 
 from ..errors import LoraFileError, OutputError
-from .casting import Trace, signs
-from .container import DTYPES, RawHeader, in_file_order, read_header, read_into
-from .digest import Crc32, Ring
+from .container import RawHeader, read_header
 from .header import describe, unsupported_reason
 from .keys import ParsedKeys, parse
 from .layer import LoraLayer
@@ -22,112 +20,92 @@ from .shapes import shapes_of
 
 @dataclass(frozen=True)
 class Written:
-    """What was written, and how the layers that it was made of act.
+    """What was written.
 
     Attributes:
         name: the file's, for people.
         header: its bytes, length included.
-        data_crc: CRC-32 of the data.
+        data_sha256: of the data, lower-case hex.
         layers: by canonical name, as they were meant.
-        traces: their traces.
-        precision: of the factors in the file.
     """
 
     name: str
     header: bytes
-    data_crc: int
+    data_sha256: str
     layers: Mapping[str, LoraLayer]
-    traces: Mapping[str, Trace]
-    precision: str
 
 
-def verify(file: Path, written: Written) -> str:
-    """Compare a file with what was meant: every byte by checksum, every delta weight by its trace.
+class ReadBack:
+    """Writes bytes, reads each megabyte back at once and compares it, while it is still in memory.
 
-    Returns:
-        sha256 of the file, lower-case hex.
+    Args:
+        name: the file's, for people.
+        stream: where to write.
+        again: the same file, opened for reading without a buffer and standing at the same place.
+    """
+
+    SIZE = 1 << 20
+
+    def __init__(self, name: str, stream: BufferedWriter, again: FileIO) -> None:
+        self._name, self._stream, self._again = name, stream, again
+        self._memory = memoryview(bytearray(self.SIZE))
+
+    def update(self, data: memoryview) -> None:
+        """Write, read and compare.
+
+        Raises:
+            OutputError: it is read back differently.
+            OSError: the disk.
+        """
+        self._stream.write(data)
+        self._stream.flush()
+        for start in range(0, len(data), self.SIZE):
+            meant = data[start : start + self.SIZE]
+            found = self._memory[: len(meant)]
+            if not self._fill(found) or not np.array_equal(_numbers(found), _numbers(meant)):
+                raise _different(self._name)
+
+    def _fill(self, part: memoryview) -> bool:
+        """Read as much as there is place for; whether there was so much."""
+        done = 0
+        while done < len(part) and (count := self._again.readinto(part[done:])):
+            done += count
+        return done == len(part)
+
+
+def _numbers(data: memoryview) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return np.frombuffer(data, np.uint8)
+
+
+def verify(file: Path, written: Written) -> None:
+    """Compare a file's size and header with what was meant; its data was compared by ``ReadBack``.
 
     Raises:
         OutputError: it is not what was meant, or can't be read.
         OSError: the disk.
     """
-    whole, crc = hashlib.sha256(), Crc32()
     try:
         with file.open("rb") as stream:
             raw = read_header(stream, file)
-            parsed = parse(raw.tensors)
-            _compare_headers(stream, file, raw, parsed, written)
-            whole.update(written.header)
-            comparison = _Comparison(raw, parsed, written)
-            ring = Ring(max(entry.end - entry.begin for entry in raw.tensors.values()))
-            with ring.digest(whole, crc) as digest:
-                for key, data in _pieces(stream, file, raw, ring):
-                    digest.update(data.numpy().data)
-                    comparison.add(key, data)
+            stream.seek(0)
+            same = stream.read(raw.data_start) == written.header
+            if not same or not _holds(file, raw, parse(raw.tensors), written):
+                raise _different(written.name)
     except LoraFileError as error:
         raise OutputError(f"{written.name} could not be read back, so it was not kept: {error}") from error
-    if crc.value != written.data_crc:
-        raise _different(written)
-    if comparison.wrong:
-        raise OutputError(
-            f"Layer {comparison.wrong[0]} of {written.name} loses too much in {written.precision}, so the file was "
-            "not kept. Choose bf16 or fp32."
-        )
-    return whole.hexdigest()
 
 
-def _compare_headers(
-    stream: BufferedReader, file: Path, raw: RawHeader, parsed: ParsedKeys, written: Written
-) -> None:
-    """The header is the one that was written, and our own reader finds the layers in it that were meant."""
-    stream.seek(0)
-    same = stream.read(raw.data_start) == written.header
+def _holds(file: Path, raw: RawHeader, parsed: ParsedKeys, written: Written) -> bool:
+    """Whether our own reader finds the layers that were meant, and nothing else."""
     shapes = shapes_of(raw, parsed)
     meant = {name: (layer.rank, layer.weight_shape) for name, layer in written.layers.items()}
     found = {name: (shape.rank, shape.weight_shape) for name, shape in shapes.layers.items()}
     reason = unsupported_reason(describe(file, raw, parsed))
-    if not same or meant != found or parsed.unknown or parsed.duplicates or reason:
-        raise _different(written)
+    return meant == found and not (parsed.unknown or parsed.duplicates or reason)
 
 
-def _pieces(stream: BufferedReader, file: Path, raw: RawHeader, ring: Ring) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor's bytes as they lie in the file."""
-    for key, entry in in_file_order(raw):
-        data = ring.take(entry.end - entry.begin)
-        read_into(stream, file, data.numpy().data)
-        yield key, data
-
-
-class _Comparison:
-    """Each layer's response to the signs must be the one that it was meant to have; ``wrong`` are those that differ."""
-
-    def __init__(self, raw: RawHeader, parsed: ParsedKeys, written: Written) -> None:
-        self._parts = {
-            key: (name, part) for name, keys in parsed.modules.items() for part, key in keys.items()
-        }
-        self._raw = raw
-        self._written = written
-        self._scalings: dict[str, float] = {}
-        self._inner: dict[str, Tensor] = {}
-        self.wrong: list[str] = []
-
-    def add(self, key: str, data: Tensor) -> None:
-        """The next tensor of the file; alpha comes before down, and down before up."""
-        (name, part), entry = self._parts[key], self._raw.tensors[key]
-        tensor = data.view(DTYPES[entry.dtype])
-        if part == "alpha":
-            self._scalings[name] = float(tensor) / self._written.layers[name].rank
-        elif part == "down":
-            columns = self._written.layers[name].columns
-            self._inner[name] = tensor.view(-1, columns).float() @ signs(columns)
-        elif part == "up":
-            image = tensor.view(entry.shape[:2]).float() @ self._inner.pop(name)
-            if not self._written.traces[name].agrees(self._scalings[name] * image):
-                self.wrong.append(name)
-
-
-def _different(written: Written) -> OutputError:
+def _different(name: str) -> OutputError:
     return OutputError(
-        f"{written.name} was read back differently from what was written, so it was not kept. "
+        f"{name} was read back differently from what was written, so it was not kept. "
         "Check the disk and try again."
     )

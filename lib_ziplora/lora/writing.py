@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +14,8 @@ from torch import Tensor
 
 from ..errors import OutputError
 from ..names import validate_name
-from .casting import NEGLIGIBLE, Caster, Trace, numbers
-from .digest import Crc32, Ring
+from .casting import NEGLIGIBLE, Caster, numbers
+from .digest import Blocks
 from .layer import LoraLayer
 from .publishing import appearing, hidden, taken, unwritable
 from .serialize import (
@@ -28,7 +27,7 @@ from .serialize import (
     missing_text_attention,
     own_strings,
 )
-from .verifying import Written, verify
+from .verifying import ReadBack, Written, verify
 
 EXTENSION = ".safetensors"
 
@@ -76,8 +75,8 @@ def write_lora(
 ) -> str:
     """Write layers as a kohya file that WebUI, Forge and ComfyUI load in full.
 
-    The file appears under its name only after it was written to disk, read back and compared
-    with the layers; until then, and after any failure, what was there before is untouched.
+    The file appears under its name only after its factors were compared with the layers, every byte was read
+    back and compared, and all was flushed to the disk; until then, and after any failure, what was there before is untouched.
     ``ss_output_name`` is set to the file's stem, the hashes to the tensors' own.
 
     Args:
@@ -89,7 +88,8 @@ def write_lora(
         extras: what no low-rank layer holds, as in ``Lora.extras``.
 
     Returns:
-        sha256 of the file, lower-case hex.
+        sha256 of the file's tensors, lower-case hex, as in its ``sshs_model_hash``. (That of the whole file
+        would take a second pass over all of it: the header, which has this one, comes first.)
 
     Raises:
         OutputError: it can't be written, or what was read back is not what was meant.
@@ -103,11 +103,9 @@ def write_lora(
     check_output(file, overwrite, content.size())
     with appearing(file, overwrite) as temporary:
         written = _write(temporary, content)
-        with ThreadPoolExecutor(1, thread_name_prefix="ziplora-flush") as beside:
-            flushed = beside.submit(_flush, temporary)
-            sha256 = verify(temporary, written)
-            flushed.result()
-    return sha256
+        verify(temporary, written)
+        _flush(temporary)
+    return written.data_sha256
 
 
 @dataclass(frozen=True)
@@ -126,6 +124,12 @@ class _Content:
 
     def size(self) -> int:
         return len(self.header()) + sum(entry.size for entry in self.entries.values())
+
+    def largest(self) -> int:
+        """Bytes of the largest piece that is made at once: all alphas, a layer's two factors, an extra."""
+        layer = FORMATS[self.precision].dtype.itemsize * max(map(numbers, self.layers.values()))
+        extra = max((self.entries[name].size for name in self.extras), default=0)
+        return max(4 * len(self.layers), layer, extra)
 
 
 def _content(
@@ -149,21 +153,17 @@ def _zero_layer(name: str, like: LoraLayer) -> LoraLayer:
 
 def _write(temporary: Path, content: _Content) -> Written:
     """Write the file, layer by layer; the header, which has the data's hash, comes last."""
-    data_sha256, data_crc = hashlib.sha256(), Crc32()
-    traces: dict[str, Trace] = {}
-    largest = max(numbers(layer) for layer in content.layers.values())
-    ring = Ring(FORMATS[content.precision].dtype.itemsize * largest)
-    caster = Caster(content.precision, largest, ring)
-    with temporary.open("xb") as stream:
-        stream.write(content.header())
-        with ring.digest(data_sha256, data_crc) as digest:
-            for data in _data(content, caster, traces):
-                stream.write(data)
-                digest.update(data)
+    data_sha256 = hashlib.sha256()
+    header = content.header()
+    with temporary.open("xb") as stream, temporary.open("rb", buffering=0) as again:
+        stream.write(header)
+        again.seek(len(header))
+        with Blocks(content.largest(), data_sha256, ReadBack(content.file.name, stream, again)) as blocks:
+            _fill(blocks, content)
         header = content.header(data_sha256.hexdigest())
         stream.seek(0)
         stream.write(header)
-    return Written(content.file.name, header, data_crc.value, content.layers, traces, content.precision)
+    return Written(content.file.name, header, data_sha256.hexdigest(), content.layers)
 
 
 def _flush(temporary: Path) -> None:
@@ -172,16 +172,18 @@ def _flush(temporary: Path) -> None:
         os.fsync(stream.fileno())
 
 
-def _data(content: _Content, caster: Caster, traces: dict[str, Trace]) -> Iterator[memoryview]:
-    """The data part of the file in pieces; the traces of the layers that went by are added to ``traces``."""
+def _fill(blocks: Blocks, content: _Content) -> None:
+    """Make the data part of the file, piece by piece."""
     layers = content.layers
+    itemsize = FORMATS[content.precision].dtype.itemsize
+    caster = Caster(content.precision, max(map(numbers, layers.values())))
     alphas = torch.tensor([layer.alpha for layer in layers.values()], dtype=torch.float32)
-    yield _bytes(alphas)
-    for name, layer in layers.items():
-        data, traces[name] = caster.cast(layer)
-        yield data
+    blocks.take(_bytes(alphas).numel()).copy_(_bytes(alphas))
+    for layer in layers.values():
+        caster.cast(layer, blocks.take(itemsize * numbers(layer)))
     for name, tensor in content.extras.items():
-        yield _bytes(_stored_extra(name, tensor, content.precision))
+        stored = _bytes(_stored_extra(name, tensor, content.precision))
+        blocks.take(stored.numel()).copy_(stored)
 
 
 def _stored_extra(name: str, tensor: Tensor, precision: str) -> Tensor:
@@ -194,5 +196,5 @@ def _stored_extra(name: str, tensor: Tensor, precision: str) -> Tensor:
     return stored
 
 
-def _bytes(tensor: Tensor) -> memoryview:
-    return tensor.reshape(-1).view(torch.uint8).numpy().data
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1).view(torch.uint8)

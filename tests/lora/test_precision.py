@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import zlib
+import time
+from unittest import mock
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from lib_ziplora.errors import OutputError
 from lib_ziplora.lora import casting
 from lib_ziplora.lora.algebra import concatenate, scale
-from lib_ziplora.lora.digest import Crc32, Ring
+from lib_ziplora.lora.digest import Background, Blocks
 from lib_ziplora.lora.file import read_lora, write_lora
 from lib_ziplora.lora.layer import LoraLayer
 from lib_ziplora.lora.serialize import FORMATS
@@ -22,8 +23,9 @@ from .files import CONV, K2, Q, layer, layers
 
 
 def cast(item, precision="fp32"):
-    ring = Ring(4 * casting.numbers(item))
-    return casting.Caster(precision, casting.numbers(item), ring).cast(item)
+    data = torch.empty(FORMATS[precision].dtype.itemsize * casting.numbers(item), dtype=torch.uint8)
+    trace = casting.Caster(precision, casting.numbers(item)).cast(item, data)
+    return data, trace
 
 
 @pytest.mark.parametrize(("up", "down"), [(1e7, 1e-5), (1e-8, 1e4), (1e-5, 1e-2), (1e5, 1e-7)])
@@ -62,7 +64,7 @@ def test_the_limit_of_fp16_is_where_rounding_ends(value, fits):
     item = LoraLayer(Q, torch.tensor([[value]]), torch.tensor([[value]]), 1.0)
     if fits:
         data, _ = cast(item, "fp16")
-        assert torch.frombuffer(data, dtype=torch.float16).tolist() == [65504.0, 65504.0]
+        assert data.view(torch.float16).tolist() == [65504.0, 65504.0]
     else:
         with pytest.raises(OutputError, match="can't hold"):
             cast(item, "fp16")
@@ -113,7 +115,7 @@ def test_a_sum_is_cast_as_its_factors_are(ranks, weights, dtype, precision, seed
     )
     whole = LoraLayer(CONV, stacked.down, stacked.up, stacked.alpha)
     (ours, trace), (theirs, other) = cast(stacked, precision), cast(whole, precision)
-    assert ours == theirs
+    assert torch.equal(ours, theirs)
     assert trace.agrees(other.response) and trace.allowed == other.allowed
     expected = sum(w * p.delta() for w, p in zip(weights[: len(parts)], parts, strict=True))
     torch.testing.assert_close(stacked.delta(), expected, rtol=1e-4, atol=1e-4)
@@ -148,26 +150,63 @@ def test_a_trace_takes_rounding_and_nothing_else(precision):
     assert not trace.agrees(torch.full((40,), torch.nan))
 
 
+@pytest.mark.parametrize(("up", "down"), [(1e-25, 1e25), (1e25, 1e-25)])
+def test_a_trace_takes_components_whose_squares_fp32_cannot_hold(up, down):
+    item = layer(Q, size=1.0)
+    _, trace = cast(LoraLayer(Q, item.down * down, item.up * up, item.alpha))
+    response = item.delta() @ casting.signs(item.columns)
+    assert trace.agrees(response) and not trace.agrees(1.1 * response)
+
+
+class Collected:
+    """A sink that keeps a copy of everything, a little late."""
+
+    def __init__(self):
+        self.whole = b""
+
+    def update(self, data):
+        time.sleep(0.001)
+        self.whole += bytes(data)
+
+
 @settings(max_examples=30, deadline=None)
 @given(sizes=st.lists(st.integers(0, 5000), min_size=1, max_size=60))
-def test_a_ring_keeps_every_piece_until_it_is_counted(sizes):
-    ring = Ring(max(sizes))
-    ring.LIMIT = 8192
-    ring._memory = ring._memory[: max(8192, max(sizes)) + 2 * 5056]
-    digest, crc, whole = hashlib.sha256(), Crc32(), b""
-    with ring.digest(digest, crc) as background:
+def test_pieces_keep_until_every_sink_has_had_them(sizes):
+    digest, collected, whole = hashlib.sha256(), Collected(), b""
+    with mock.patch.object(Blocks, "ENOUGH", 8192), Blocks(max(sizes), digest, collected) as blocks:
         for i, size in enumerate(sizes):
-            piece = ring.take(size).fill_(i)
+            blocks.take(size).fill_(i)
             whole += bytes([i]) * size
-            background.update(piece.numpy().data)
+    assert collected.whole == whole
     assert digest.hexdigest() == hashlib.sha256(whole).hexdigest()
-    assert crc.value == zlib.crc32(whole)
+
+
+class Broken:
+    def update(self, data):
+        raise OSError("broken")
 
 
 def test_what_a_sink_raises_is_raised():
-    class Broken:
-        def update(self, data):
-            raise OSError("broken")
-
-    with pytest.raises(OSError, match="broken"), Ring(8).digest(Broken()) as background:
+    with pytest.raises(OSError, match="broken"), Background(Broken()) as background:
         background.update(memoryview(b"12345678"))
+    with pytest.raises(OSError, match="broken"), Blocks(8, Broken()) as blocks:
+        blocks.take(8)
+
+
+def test_a_broken_sink_stops_the_making():
+    made = 0
+    with (
+        mock.patch.object(Blocks, "ENOUGH", 8),
+        pytest.raises(OSError, match="broken"),
+        Blocks(8, Broken()) as blocks,
+    ):
+        for _ in range(100):
+            blocks.take(8)
+            made += 1
+    assert made <= Blocks.COUNT + 1
+
+
+def test_what_the_block_raises_is_raised_whatever_the_sinks_do():
+    with pytest.raises(OutputError, match="made"), Blocks(8, Broken()) as blocks:
+        blocks.take(8)
+        raise OutputError("made")

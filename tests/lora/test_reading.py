@@ -11,6 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lib_ziplora.lora.converting import is_finite
 from lib_ziplora.lora.file import inspect_header, read_lora, write_lora
 from lib_ziplora.lora.layer import LoraLayer
 
@@ -207,3 +208,15 @@ def test_the_header_alone_says_what_a_file_is(tmp_path):
     assert (header.layers, header.unet_layers, header.text_layers) == (7, 5, 2)
     assert (header.ranks, header.rank, header.size) == ((2, 3, 4), 4, file.stat().st_size)
     assert header.metadata == {"ss_output_name": "cat"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_only_nan_and_infinity_are_not_finite(dtype, sign):
+    largest = torch.full((3, 4), sign * torch.finfo(dtype).max, dtype=dtype)
+    assert is_finite(largest) and is_finite(torch.full((2,), sign * 0.0, dtype=dtype))
+    for wrong in (float("inf"), float("nan")):
+        tensor = -largest.clone()
+        tensor[1, 2] = sign * wrong
+        assert not is_finite(tensor) and not is_finite(tensor.T) and not is_finite(tensor[1:, 2])
+        assert is_finite(tensor[:, :2])
