@@ -20,15 +20,16 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lib_ziplora.config import LoraInput, MergeRequest, MergeSettings
+from lib_ziplora.config import LoraInput, MergeSettings
 from lib_ziplora.denoiser import Conditioning
-from lib_ziplora.job.progress import units_of, update_units
+from lib_ziplora.job.progress import lora_units
 from lib_ziplora.lora.keys import canonical_modules
 from lib_ziplora.lora.layer import LoraLayer
 from lib_ziplora.merge.coefficients import MergerCoefficients
 from lib_ziplora.merge.loss import relative_error, similarity
-from lib_ziplora.merge.optimize import Plan, student
 from lib_ziplora.merge.patch import attach, static_factors
+from lib_ziplora.merge.plans import Plan
+from lib_ziplora.merge.stepping import student
 
 SDXL_UNET = {
     "sample_size": 128,
@@ -184,23 +185,26 @@ def dense_values(concepts: Sequence[Mapping[str, LoraLayer]]) -> int:
 
 
 def run_overhead() -> int:
-    """Units of a default run beside its updates: trajectories, teachers, held-out figures."""
-    settings = MergeSettings()
-    request = MergeRequest.pair(LoraInput("a"), LoraInput("b"), "c", settings=settings)
-    return units_of(request) - update_units(len(request.loras)) * settings.updates
+    """Units of a default run of two LoRAs beside its updates: trajectories, teachers, scales, held-out figures.
+
+    The objective is the paper's, without a term for a combined prompt.
+    """
+    settings = MergeSettings(combined_weight=0.0)
+    return sum(lora_units(settings, chosen) for chosen in (LoraInput("a"), LoraInput("b")))
 
 
-def measure(rank: int = 64, layers: str = "attention") -> dict[str, float]:
+def measure(
+    rank: int = 64, layers: str = "attention", denoiser: MetaDenoiser | None = None
+) -> dict[str, float]:
     """The counted figures for two LoRAs of one rank; ``layers``: ``attention`` or ``all``."""
-    denoiser = MetaDenoiser()
-    every = canonical_modules(denoiser.unet)
-    modules = attention_only(every) if layers == "attention" else every
+    denoiser = denoiser or MetaDenoiser()
+    modules = chosen_modules(denoiser, layers)
     concepts = [lora(modules, rank), lora(modules, rank)]
     one = unit(denoiser)
     figures = {
         "unit_tflop": one / 1e12,
-        "step_units": our_step(denoiser, modules, concepts, Plan(True, False)) / one,
-        "step_units_checkpointed": our_step(denoiser, modules, concepts, Plan(True, True)) / one,
+        "step_units": our_step(denoiser, modules, concepts, Plan(True, 0.0)) / one,
+        "step_units_checkpointed": our_step(denoiser, modules, concepts, Plan(True, 1.0)) / one,
         "run_overhead_units": run_overhead(),
         "values_held": values_held(concepts),
         "coefficients": sum(m.numel() for m in MergerCoefficients.ones(concepts, "meta").parameters()),
@@ -211,18 +215,29 @@ def measure(rank: int = 64, layers: str = "attention") -> dict[str, float]:
     return figures
 
 
+def chosen_modules(denoiser: MetaDenoiser, layers: str) -> dict[str, nn.Module]:
+    """The UNet's modules that LoRAs of a kind change: ``attention`` or ``all``."""
+    every = canonical_modules(denoiser.unet)
+    return attention_only(every) if layers == "attention" else every
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.cost", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cost", description=__doc__.splitlines()[0])
     parser.add_argument("--rank", type=int, default=64, help="of both LoRAs")
-    parser.add_argument("--layers", choices=("attention", "all"), default="attention")
     parser.add_argument("--json", action="store_true", help="figures as JSON")
     arguments = parser.parse_args()
-    figures = measure(arguments.rank, arguments.layers)
+    denoiser = MetaDenoiser()
+    figures = measure(arguments.rank, "attention", denoiser)
+    everything = measure(arguments.rank, "all", denoiser)
     if arguments.json:
-        print(json.dumps(figures, indent=2))
+        print(json.dumps({**figures, "all_layers": everything}, indent=2))
         return
+    print(f"{'two LoRAs of rank ' + str(arguments.rank):28} {'attention':>15} {'all layers':>15}")
     for name, value in figures.items():
-        print(f"{name:28} {value:,.2f}" if value < 1e4 else f"{name:28} {value:,.0f}")
+        cells = [
+            f"{v:,.2f}" if v < 1e4 else f"{v:,.0f}" for v in (value, everything.get(name)) if v is not None
+        ]
+        print(f"{name:28} {' '.join(f'{cell:>15}' for cell in cells)}")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from .options import check, coerce
 from .options import parse_rank as parse_rank
 
 Role = Literal["subject", "style"]
-Method = Literal["ziplora", "instant", "direct"]
+Method = Literal["ziplora", "instant", "balanced", "direct"]
 Start = Literal["ones", "closed-form"]
 Objective = Literal["relative", "cosine", "public", "paper"]
 TextEncoders = Literal["both", "subject", "style", "none"]
@@ -44,8 +44,9 @@ class MergeSettings:
         "ziplora",
         "Method",
         "ziplora learns one coefficient for every column; instant solves each layer by itself, in a moment; "
-        "direct is the plain weighted sum",
-        choices=("ziplora", "instant", "direct"),
+        "balanced is the plain sum at the strengths where both show in a picture of the combined prompt; direct is the "
+        "plain sum at the weights above",
+        choices=("ziplora", "instant", "balanced", "direct"),
     )
     steps: int = _option(100, "Updates", "Updates of the coefficients", minimum=1, maximum=1000, step=1)
     learning_rate: float = _option(
@@ -62,7 +63,8 @@ class MergeSettings:
     start: Start = _option(
         "ones",
         "Start",
-        "Where the coefficients start: at the plain sum, or at the closed form of the instant method",
+        "Where the coefficients start: at the plain sum (balanced, where that is found), or at the closed form of "
+        "the instant method",
         choices=("ones", "closed-form"),
         advanced=True,
     )
@@ -77,17 +79,27 @@ class MergeSettings:
     combined_prompt: str = _option(
         "",
         "Prompt for both together",
-        "What you will draw with the merge, with the trigger words of all LoRAs; the merge then stays close to what "
-        "the plain sum draws for it. Empty: only each LoRA by itself counts",
+        "What you will draw with the merge, with the trigger words of all LoRAs; the merge stays close to what the "
+        "balanced sum draws for it. Empty: made of their own prompts",
     )
     combined_weight: float = _option(
-        1.0,
+        10.0,
         "Weight of the combined prompt",
-        "Weight of the plain sum's picture of the combined prompt, beside 1 for each LoRA's own",
+        "Weight of the balanced sum's picture of the combined prompt, beside 1 for each LoRA's own; at 0 each "
+        "LoRA counts only by itself",
         minimum=0.0,
         maximum=100.0,
         step=0.1,
         advanced=True,
+    )
+    balance: float = _option(
+        0.3,
+        "Balance of the combined prompt",
+        "How much of the subject a picture of both together has: 1 is as the subject's LoRA alone draws, 0 as the "
+        "style's alone; 0 leaves the plain sum as it is, unbalanced",
+        minimum=0.0,
+        maximum=1.0,
+        step=0.05,
     )
     seed: int = _option(0, "Merge seed", "Seed of the samples", minimum=0, maximum=2**32 - 1, step=1)
     width: int = _option(
@@ -107,7 +119,7 @@ class MergeSettings:
         step=64,
     )
     sampling_steps: int = _option(
-        4,
+        3,
         "Sampling steps per trajectory",
         "Steps of each LoRA's own sampling trajectory; every step gives one sample",
         minimum=2,
@@ -116,7 +128,7 @@ class MergeSettings:
         advanced=True,
     )
     trajectories: int = _option(
-        4,
+        3,
         "Trajectories per LoRA",
         "Sampling trajectories that each LoRA draws to learn from",
         minimum=1,
@@ -198,9 +210,19 @@ class MergeSettings:
         return self.method == "instant" or (self.method == "ziplora" and self.start == "closed-form")
 
     @property
+    def wants_combined(self) -> bool:
+        """Whether a prompt for all LoRAs together is of use, given or made of theirs."""
+        return self.method == "balanced" or bool(self.updates and self.combined_weight)
+
+    @property
     def combines(self) -> bool:
         """Whether the combined prompt has a term in the objective."""
         return bool(self.updates and self.combined_prompt.strip() and self.combined_weight)
+
+    @property
+    def balances(self) -> bool:
+        """Whether the strengths for the combined prompt are to be found."""
+        return self.balance > 0 and (self.combines or self.method == "balanced")
 
     @property
     def text_roles(self) -> tuple[Role, ...]:
@@ -289,12 +311,14 @@ class MergeRequest:
         output: name of the merged LoRA, without extension (a path where the host allows it).
         overwrite: replace a file of that name.
         settings: what to compute.
+        report: write what the merge did beside it, for people and as JSON.
     """
 
     loras: tuple[LoraInput, ...]
     output: str
     overwrite: bool = False
     settings: MergeSettings = field(default_factory=MergeSettings)
+    report: bool = False
 
     def __post_init__(self) -> None:
         if len(self.loras) < 2:

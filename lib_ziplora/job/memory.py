@@ -1,27 +1,122 @@
-"""A device that runs out of memory, in words."""
+"""What a merge needs of the device's memory, what is free, and a device that runs out of it, in words."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
+from ..config import MergeSettings
+from ..denoiser import Denoiser
 from ..errors import OutOfMemoryError
+from ..lora.serialize import Shaped
+from ..merge.footprint import estimate_memory
+from ..merge.plans import Plan, plans
+
+log = logging.getLogger(__name__)
+
+MERGING = (
+    "The device ran out of memory; nothing was written and the model is unchanged. Choose a smaller "
+    "sample width and height, or close other programs that use the memory."
+)
+
+GIGABYTE = 1e9
+NATIVE = 1024
+CERTAIN = 0.8
+"""Of an estimate: what is surely needed."""
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can still be had on a device, what PyTorch keeps for itself included; None where nothing tells."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+    return _free_ram() if device.type == "cpu" else None
+
+
+def _free_ram() -> int | None:
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def fitting_plans(
+    loras: Sequence[Mapping[str, Shaped]], settings: MergeSettings, denoiser: Denoiser
+) -> list[Plan]:
+    """The plans that the settings allow and the free memory has room for, the fastest first.
+
+    Smaller ones follow, for a device on which the estimate was too low.
+
+    Raises:
+        OutOfMemoryError: not even the smallest has room.
+    """
+    allowed = plans(settings.batching, settings.checkpointing)
+    free = free_memory(denoiser.device)
+    if free is None:
+        return allowed
+    size = {"width": settings.width, "height": settings.height, "itemsize": denoiser.dtype.itemsize}
+    coming = _weights_elsewhere(denoiser)
+    needs = [estimate_memory(loras, plan=plan, **size) + coming for plan in allowed]
+    if needs[-1] * CERTAIN > free:
+        raise OutOfMemoryError(_too_little(needs[-1], free, settings))
+    first = next((i for i, need in enumerate(needs) if need <= free), len(allowed) - 1)
+    log.info("Plan: %s; %s", allowed[first].words, told(needs[first], free))
+    return allowed[first:]
+
+
+def memory_remark(loras: Sequence[Mapping[str, Shaped]], settings: MergeSettings) -> str:
+    """What a merge will need of the GPU's memory, as a sentence; "" where there is none or nothing is learnt.
+
+    The checkpoint's own size and fp16 are taken for granted: the model is not asked.
+    """
+    if not settings.updates or not torch.cuda.is_available():
+        return ""
+    free = free_memory(torch.device("cuda"))
+    allowed = plans(settings.batching, settings.checkpointing)
+    size = {"width": settings.width or NATIVE, "height": settings.height or NATIVE}
+    needs = [estimate_memory(loras, plan=plan, **size) for plan in allowed]
+    first = next((i for i, need in enumerate(needs) if free is None or need <= free), len(allowed) - 1)
+    return f"GPU memory beside the checkpoint: {told(needs[first], free or 0)} ({allowed[first].words})."
+
+
+def _weights_elsewhere(denoiser: Denoiser) -> int:
+    """Bytes of the UNet that are not on its device yet, because the host brings them there when it computes."""
+    kind = denoiser.device.type
+    return sum(p.numel() * p.element_size() for p in denoiser.unet.parameters() if p.device.type != kind)
+
+
+def told(need: int, free: int) -> str:
+    """What is needed beside the checkpoint and what is free, for people."""
+    return f"about {need / GIGABYTE:.1f} GB of memory needed, {free / GIGABYTE:.1f} GB free"
+
+
+def _too_little(need: int, free: int, settings: MergeSettings) -> str:
+    words = (
+        f"There is not enough memory for a merge at {settings.width} x {settings.height}: {told(need, free)}."
+    )
+    economical = settings.batching != "together" and settings.checkpointing != "off"
+    if not economical:
+        return f"{words} Set batching and checkpointing to auto, or choose a smaller sample width and height."
+    return f"{words} Choose a smaller sample width and height, or close other programs that use the memory."
 
 
 @contextmanager
-def memory_in_words() -> Iterator[None]:
+def memory_in_words(words: str = MERGING) -> Iterator[None]:
     """A device that runs out of memory ends in our own error, the model restored before."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        raise OutOfMemoryError(
-            "The device ran out of memory; nothing was written and the model is unchanged. Choose a smaller "
-            "sample width and height, or close other programs that use the memory."
-        ) from error
+        raise OutOfMemoryError(words) from error
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -16,12 +16,23 @@ from ..hosts import Session
 from ..lora.algebra import Vectors
 from ..lora.keys import canonical_modules
 from ..merge.analytic import TOKENS, Recording, recorded, solve
-from ..merge.coefficients import Concept, MergerCoefficients, mean_travel
+from ..merge.coefficients import Concept, MergerCoefficients
 from ..merge.loss import similarity
 from ..merge.optimize import Outcome, Step, evaluate, optimize
 from ..merge.patch import attach, check_fit, static_factors
-from ..merge.samples import Samples, assemble, noised, predict_each, require_effect, trajectory
+from ..merge.plans import Plan
+from ..merge.samples import (
+    Samples,
+    assemble,
+    noised,
+    predict_each,
+    require_effect,
+    scaled_like,
+    trajectory,
+)
+from .balancing import Balance, Conditions, Scales
 from .images import load_images
+from .memory import fitting_plans
 from .progress import Meter, heldout_steps, update_units
 from .report import Learnt
 
@@ -89,16 +100,18 @@ def learn(
     for layers, lora in zip(concepts, chosen, strict=True):
         check_fit(modules, layers, lora.lora)
     used = {name: modules[name] for layers in concepts for name in layers}
+    allowed = fitting_plans(concepts, settings, denoiser) if settings.updates else []
     teacher = _Teacher(session, denoiser, used, settings, meter)
-    conds, uncond = teacher.conditioning(chosen, text_deltas)
+    conditions = teacher.conditioning(chosen, text_deltas)
     drawn = [
-        teacher.samples(layers, lora, conds[index : index + 1], uncond, settings.seed + 2 * index)
+        teacher.samples(layers, lora, conditions, index)
         for index, (layers, lora) in enumerate(zip(concepts, chosen, strict=True))
     ]
     names = labels([lora.role for lora in chosen])
     terms = [_Term(name, part.train) for name, part in zip(names, drawn, strict=True)]
+    balance = teacher.balance(concepts, chosen, conditions)
     if settings.combines:
-        both = teacher.combined(concepts, text_deltas, uncond)
+        both = teacher.combined(concepts, balance.strengths, conditions)
         terms.append(_Term("combined", both, settings.combined_weight))
     heldout = [samples.heldout for samples in drawn]
     coefficients = MergerCoefficients.ones(concepts, denoiser.device, denoiser.dtype)
@@ -106,10 +119,12 @@ def learn(
     if settings.solves:
         meter.enter("solving", "Solving every layer by itself")
         solve(coefficients, [samples.recording for samples in drawn], on_layer=meter.stop_if_interrupted)
-    outcome = _loop(denoiser, used, coefficients, terms, settings, meter)
+    else:
+        coefficients.fill(balance.strengths)
+    outcome = _loop(denoiser, used, coefficients, terms, settings, meter, allowed)
     after = _evaluate(denoiser, used, coefficients, heldout, meter)
     vectors = tuple(coefficients.vectors(index) for index in range(len(concepts)))
-    return _figures(outcome, before, after), vectors
+    return _figures(outcome, before, after, balance), vectors
 
 
 @dataclass(frozen=True)
@@ -144,24 +159,25 @@ class _Teacher:
         self.session, self.denoiser, self.modules = session, denoiser, modules
         self.settings, self.meter = settings, meter
 
-    def conditioning(
-        self, chosen: Sequence[LoraInput], deltas: TextDeltas
-    ) -> tuple[Conditioning, Conditioning | None]:
-        """Rows for the prompts, and one for the negative prompt when guidance needs it."""
+    def conditioning(self, chosen: Sequence[LoraInput], deltas: TextDeltas) -> Conditions:
+        """Rows for the prompts, for the combined one, and for the negative one when guidance needs it."""
         self.meter.enter("encoding", "Encoding the prompts")
         size = {"width": self.settings.width, "height": self.settings.height}
-        prompts = [lora.prompt for lora in chosen]
-        conds = self.session.encode_prompts(prompts, **size, negative=False, deltas=deltas)
-        if self.settings.guidance_scale <= 1:
-            return conds, None
-        negative = [self.settings.negative_prompt]
-        return conds, self.session.encode_prompts(negative, **size, negative=True, deltas=deltas)
+
+        def encoded(prompts: Sequence[str], negative: bool = False) -> Conditioning:
+            return self.session.encode_prompts(prompts, **size, negative=negative, deltas=deltas)
+
+        singles = encoded([lora.prompt for lora in chosen])
+        together = self.settings.combined_prompt.strip() if self.settings.wants_combined else ""
+        both = encoded([together]) if together else None
+        guided = self.settings.guidance_scale > 1
+        return Conditions(singles, both, encoded([self.settings.negative_prompt], True) if guided else None)
 
     @torch.no_grad()
-    def samples(
-        self, layers: Concept, lora: LoraInput, cond: Conditioning, uncond: Conditioning | None, seed: int
-    ) -> _Drawn:
-        """Samples to train on, and samples kept out of the training."""
+    def samples(self, layers: Concept, lora: LoraInput, conditions: Conditions, index: int) -> _Drawn:
+        """Samples to train on, and samples kept out of the training, of the LoRA at ``index``."""
+        cond, uncond = conditions.singles[index : index + 1], conditions.uncond
+        seed = self.settings.seed + 2 * index
         self.meter.enter("sampling", f"Drawing with {Path(lora.lora).stem}")
         device, dtype = self.denoiser.device, self.denoiser.dtype
         draw = self._noised_images(lora, cond, seed) if lora.images else self._trajectories(cond, uncond)
@@ -171,32 +187,47 @@ class _Teacher:
             with self._recorded(seed) as recording:
                 train = draw(seed, self.settings.trajectories, self.settings.sampling_steps)
             heldout = draw(seed + HELDOUT_SEED, 1, heldout_steps(self.settings))
-        result = _Drawn(self._with_base(train, cond), self._with_base(heldout, cond), recording)
-        for part in (result.train, result.heldout):
+        measured = self._with_base(heldout, cond)
+        result = _Drawn(scaled_like(*train[:2], cond, train[2], measured), measured, recording)
+        for part in (result.heldout, result.train):
             require_effect(part, Path(lora.lora).stem)
         return result
 
     @torch.no_grad()
+    def balance(
+        self, concepts: Sequence[Concept], chosen: Sequence[LoraInput], conditions: Conditions
+    ) -> Balance:
+        """Each LoRA's strength for the combined prompt: as the settings balance them, or 1."""
+        if not self.settings.balances:
+            return Balance((1.0,) * len(concepts))
+        self.meter.enter("sampling", "Weighing subject and style")
+        roles = [lora.role for lora in chosen]
+        return Scales(self.denoiser, self.modules, concepts, roles, conditions, self.settings).balanced()
+
+    @torch.no_grad()
     def combined(
-        self, concepts: Sequence[Concept], deltas: TextDeltas, uncond: Conditioning | None
+        self, concepts: Sequence[Concept], strengths: Sequence[float], conditions: Conditions
     ) -> Samples:
-        """What the plain sum draws for the combined prompt: an anchor for the merge.
+        """What the plain sum at these strengths draws for the combined prompt: an anchor for the merge.
 
         The errors of equation 5 ask only that every LoRA by itself stays as it is. That is also
         fulfilled when the subject's token switches the style off, so what both do together needs a
         term of its own.
         """
         self.meter.enter("sampling", "Drawing the combined prompt")
-        size = {"width": self.settings.width, "height": self.settings.height}
-        prompts = [self.settings.combined_prompt.strip()]
-        cond = self.session.encode_prompts(prompts, **size, negative=False, deltas=deltas)
+        cond = conditions.together
         plain = MergerCoefficients.ones(concepts, self.denoiser.device, self.denoiser.dtype)
-        draw = self._trajectories(cond, uncond)
+        plain.fill(strengths)
+        draw = self._trajectories(cond, conditions.uncond)
         seed = self.settings.seed + 2 * len(concepts)
         with attach(self.modules, plain.branches()):
             drawn = draw(seed, self.settings.trajectories, self.settings.sampling_steps)
-        samples = self._with_base(drawn, cond)
-        require_effect(samples, "the plain sum")
+        x_t, t, target = drawn
+        first = slice(self.settings.sampling_steps)
+        measured = self._with_base((x_t[first], t[first], target[first]), cond)
+        samples = scaled_like(x_t, t, cond, target, measured)
+        for part in (measured, samples):
+            require_effect(part, "the plain sum")
         return samples
 
     def _recorded(self, seed: int) -> AbstractContextManager[Recording]:
@@ -263,18 +294,20 @@ def _loop(
     terms: Sequence[_Term],
     settings: MergeSettings,
     meter: Meter,
+    allowed: Sequence[Plan],
 ) -> Outcome:
     """The updates of the coefficients; none where the settings want none."""
     if not settings.updates:
         return Outcome(coefficients)
-    told = _told(meter, settings, [term.name for term in terms])
+    units = update_units(coefficients.concepts)
+    told = _told(meter, settings, [term.name for term in terms], units)
     samples, weights = [term.samples for term in terms], [term.weight for term in terms]
-    outcome = optimize(denoiser, modules, coefficients, samples, settings, told, weights)
-    meter.skip(update_units(len(terms)) * (settings.updates - len(outcome.steps)))
+    outcome = optimize(denoiser, modules, coefficients, samples, settings, told, weights, allowed)
+    meter.skip(units * (settings.updates - len(outcome.steps)))
     return outcome
 
 
-def _told(meter: Meter, settings: MergeSettings, names: Sequence[str]) -> Callable[[Step], bool]:
+def _told(meter: Meter, settings: MergeSettings, names: Sequence[str], units: int) -> Callable[[Step], bool]:
     """The loop's callback: progress with figures, and the user's wish to finish now."""
     meter.enter("optimising", "First update")
     losses = [f"{name.replace(' ', '_')}_loss" for name in names]
@@ -287,18 +320,18 @@ def _told(meter: Meter, settings: MergeSettings, names: Sequence[str]) -> Callab
             "travel": step.travel,
         }
         text = f"Update {step.index + 1} of {settings.steps}"
-        meter.advance(update_units(len(names)), text, metrics)
+        meter.advance(units, text, metrics)
         return not meter.finish_requested()
 
     return on_step
 
 
-def _figures(outcome: Outcome, heldout_before: float, heldout_after: float) -> Learnt:
+def _figures(outcome: Outcome, heldout_before: float, heldout_after: float, balance: Balance) -> Learnt:
     first, last = outcome.steps[:10], outcome.steps[-10:]
     shared = any(True for _ in outcome.coefficients.shared())
     return Learnt(
         steps=len(outcome.steps),
-        mean_travel=mean_travel(outcome.coefficients.parameters()).item(),
+        mean_travel=outcome.coefficients.travel().item(),
         similarity_start=1.0 if shared else 0.0,
         similarity_end=similarity(outcome.coefficients).item(),
         loss_start=_mean_loss(first),
@@ -307,6 +340,9 @@ def _figures(outcome: Outcome, heldout_before: float, heldout_after: float) -> L
         heldout_loss_end=heldout_after,
         skipped_steps=outcome.skipped,
         stopped_early=outcome.stopped_early,
+        plan=outcome.plan.words if outcome.plan else "",
+        subject_share=balance.share,
+        strengths=balance.strengths,
     )
 
 

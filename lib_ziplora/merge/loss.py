@@ -63,9 +63,9 @@ def similarity(coefficients: MergerCoefficients) -> Tensor:
     A layer that only one concept has takes no part. Zero when no layer is shared.
     """
     products = [
-        (layer.m[a] * layer.m[b]).abs()
-        for layer in coefficients.shared()
-        for a, b in itertools.combinations(range(len(layer.concepts)), 2)
+        (rows[a] * rows[b]).abs()
+        for rows in coefficients.side_by_side()
+        for a, b in itertools.combinations(range(len(rows)), 2)
     ]
     return torch.cat(products).mean() if products else torch.zeros(())
 

@@ -106,12 +106,15 @@ def checkpointed(blocks: Sequence[nn.Module]) -> Iterator[None]:
     """Recompute the blocks' activations in the backward pass, inside the block.
 
     Only the non-reentrant form lets gradients reach the coefficients, which are neither
-    inputs nor parameters of these blocks.
+    inputs nor parameters of these blocks. A frozen model in evaluation mode draws no random
+    numbers, so their state is not kept.
     """
     saved = [(block, block.__dict__.get("forward")) for block in blocks]
     try:
         for block in blocks:
-            block.__dict__["forward"] = functools.partial(checkpoint, block.forward, use_reentrant=False)
+            block.__dict__["forward"] = functools.partial(
+                checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
+            )
         yield
     finally:
         for block, forward in saved:

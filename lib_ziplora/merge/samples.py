@@ -94,23 +94,67 @@ def trajectory(
     Returns:
         x_t (steps, channels, h, w), t (steps,), conditional predictions like x_t.
     """
-    device = denoiser.device
-    alphas = denoiser.alphas_cumprod
-    timesteps = stratified_timesteps(steps, len(alphas), generator)
-    x_t = torch.randn(1, denoiser.latent_channels, *shape, generator=generator).to(device)
+    timesteps = stratified_timesteps(steps, len(denoiser.alphas_cumprod), generator)
+    noise = _noise(denoiser, shape, generator)
+    guided = steps - 1  # the last step's direction leads to nothing that is kept
+    seen, said, _ = _denoised(denoiser, predict, noise, timesteps, cond, uncond, guidance_scale, guided)
+    return torch.cat(seen), timesteps.to(denoiser.device), torch.cat(said)
+
+
+def picture(
+    denoiser: Denoiser,
+    predict: Predictor,
+    cond: Conditioning,
+    uncond: Conditioning | None,
+    *,
+    shape: tuple[int, int],
+    steps: int,
+    guidance_scale: float,
+    generator: torch.Generator,
+) -> Tensor:
+    """Draw one picture by DDIM, at evenly spaced timesteps; the arguments are those of ``trajectory``.
+
+    Returns:
+        Its latents x_0, (1, channels, h, w).
+    """
+    total = len(denoiser.alphas_cumprod)
+    timesteps = ((torch.arange(steps, 0, -1) - 0.25) * (total / steps)).long()
+    noise = _noise(denoiser, shape, generator)
+    return _denoised(denoiser, predict, noise, timesteps, cond, uncond, guidance_scale, steps)[2]
+
+
+def _noise(denoiser: Denoiser, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+    return torch.randn(1, denoiser.latent_channels, *shape, generator=generator).to(denoiser.device)
+
+
+def _denoised(
+    denoiser: Denoiser,
+    predict: Predictor,
+    x_t: Tensor,
+    timesteps: Tensor,
+    cond: Conditioning,
+    uncond: Conditioning | None,
+    guidance_scale: float,
+    guided_steps: int,
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """DDIM from noise to x_0: what the UNet saw and said at each timestep, and the picture.
+
+    Steps after the first ``guided_steps`` go without guidance.
+    """
+    device, alphas = denoiser.device, denoiser.alphas_cumprod
     seen: list[Tensor] = []
     said: list[Tensor] = []
     for index, t in enumerate(timesteps.tolist()):
-        out, negative = _predict_both(predict, x_t, torch.full((1,), t, device=device), cond, uncond)
+        away = uncond if index < guided_steps else None
+        out, negative = _predict_both(predict, x_t, torch.full((1,), t, device=device), cond, away)
         seen.append(x_t)
         said.append(out)
         guided = out if negative is None else negative + guidance_scale * (out - negative)
         x_0, noise = clean_and_noise(guided, x_t, alphas[t].to(device), denoiser.prediction_type)
-        following = (
-            alphas[timesteps[index + 1]].to(device) if index + 1 < steps else torch.ones((), device=device)
-        )
+        last = index + 1 == len(timesteps)
+        following = torch.ones((), device=device) if last else alphas[timesteps[index + 1]].to(device)
         x_t = following.sqrt() * x_0 + (1 - following).sqrt() * noise
-    return torch.cat(seen), timesteps.to(device), torch.cat(said)
+    return seen, said, x_t
 
 
 def _predict_both(
@@ -155,6 +199,31 @@ def assemble(x_t: Tensor, t: Tensor, cond: Conditioning, target: Tensor, base: T
     scale = effect(target, base)
     floor = scale.mean().clamp(min=torch.finfo(torch.float32).tiny) * 1e-3
     return Samples(x_t, t, cond.expand(len(t)), target, torch.maximum(scale, floor))
+
+
+def scaled_like(x_t: Tensor, t: Tensor, cond: Conditioning, target: Tensor, measured: Samples) -> Samples:
+    """Samples whose scale is read off those of the same LoRA that were measured against the base.
+
+    A LoRA's effect varies with the timestep far more than from picture to picture.
+    """
+    return Samples(x_t, t, cond.expand(len(t)), target, effect_at(t, measured.t, measured.scale))
+
+
+def effect_at(t: Tensor, measured_t: Tensor, effects: Tensor) -> Tensor:
+    """Effects at timesteps t, (n,), linear in log(effect) between the measured ones and level beyond them.
+
+    Args:
+        t: (n,).
+        measured_t: (m,), m at least 1, in any order.
+        effects: (m,), positive, as ``effect`` gives them.
+    """
+    order = measured_t.argsort()
+    known, logs = measured_t[order].float(), effects[order].log()
+    above = torch.searchsorted(known, t.float()).clamp(max=len(known) - 1)
+    below = (above - 1).clamp(min=0)
+    gap = (known[above] - known[below]).clamp(min=1.0)
+    share = ((t - known[below]) / gap).clamp(0.0, 1.0)
+    return torch.lerp(logs[below], logs[above], share).exp()
 
 
 def require_effect(samples: Samples, lora: str) -> None:

@@ -27,9 +27,9 @@ def learnt(host, monkeypatch, **settings):
     """Merges; gives the training samples, the weights of their errors, and the events."""
     seen, optimize = {}, training.optimize
 
-    def watched(denoiser, modules, coefficients, samples, settings, on_step, weights):
+    def watched(denoiser, modules, coefficients, samples, settings, on_step, weights, allowed):
         seen.update(samples=list(samples), weights=list(weights), denoiser=denoiser, modules=modules)
-        return optimize(denoiser, modules, coefficients, samples, settings, on_step, weights)
+        return optimize(denoiser, modules, coefficients, samples, settings, on_step, weights, allowed)
 
     monkeypatch.setattr(training, "optimize", watched)
     seen["events"] = []
@@ -39,7 +39,7 @@ def learnt(host, monkeypatch, **settings):
 
 
 def test_the_third_target_is_the_plain_sums_own_prediction(host, monkeypatch):
-    seen = learnt(host, monkeypatch, combined_prompt=PROMPT, combined_weight=2.0)
+    seen = learnt(host, monkeypatch, combined_prompt=PROMPT, combined_weight=2.0, balance=0.0)
     assert seen["weights"] == [1.0, 1.0, 2.0]
     assert len(seen["samples"]) == 3
     anchor = seen["samples"][2]
@@ -55,7 +55,7 @@ def test_the_third_target_is_the_plain_sums_own_prediction(host, monkeypatch):
     assert (anchor.target - both).norm() < 1e-3 * (both - base).norm()
 
 
-def test_without_a_combined_prompt_nothing_is_added(host, monkeypatch):
+def test_without_a_weight_nothing_is_added(host, monkeypatch):
     plain = learnt(host, monkeypatch)
     layers = merged(host).layers
     idle = learnt(host, monkeypatch, combined_prompt=PROMPT, combined_weight=0.0)
@@ -67,7 +67,7 @@ def test_without_a_combined_prompt_nothing_is_added(host, monkeypatch):
 
 def test_its_units_and_its_loss_are_told(host, monkeypatch):
     without = learnt(host, monkeypatch)["events"]
-    seen = learnt(host, monkeypatch, combined_prompt=PROMPT)["events"]
+    seen = learnt(host, monkeypatch, combined_prompt=PROMPT, combined_weight=1.0, balance=0.0)["events"]
     assert seen[-1].total > without[-1].total
     assert seen[-1].step == seen[-1].total
     losses = [
@@ -80,10 +80,15 @@ def test_its_units_and_its_loss_are_told(host, monkeypatch):
 def test_the_merge_stays_closer_to_the_plain_sum_on_the_combined_prompt(host, monkeypatch):
     errors = {}
     for weight in (0.0, 100.0):
-        settings = {"combined_prompt": PROMPT, "combined_weight": weight, "objective": "paper"}
+        settings = {
+            "combined_prompt": PROMPT,
+            "combined_weight": weight,
+            "balance": 0.0,
+            "objective": "paper",
+        }
         learnt(host, monkeypatch, steps=100, learning_rate=0.003, similarity_lambda=0.0, **settings)
         layers = merged(host).unet_layers()
-        seen = learnt(host, monkeypatch, combined_prompt=PROMPT)
+        seen = learnt(host, monkeypatch, combined_prompt=PROMPT, combined_weight=1.0, balance=0.0)
         anchor, denoiser = seen["samples"][2], seen["denoiser"]
         factors = {n: static_factors(layer, "cpu", torch.float32) for n, layer in layers.items()}
         with torch.no_grad(), attach(canonical_modules(denoiser.unet), factors):

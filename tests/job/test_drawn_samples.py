@@ -14,10 +14,11 @@ from lib_ziplora.job.report import Learnt
 from lib_ziplora.lora.file import read_lora
 from lib_ziplora.lora.keys import canonical_modules
 from lib_ziplora.merge.loss import effect
+from lib_ziplora.merge.samples import effect_at
 
 from .pico_host import PicoHost, module_names, write_kohya
 
-SETTINGS = MergeSettings(steps=1, width=64, height=64, sampling_steps=3, trajectories=2)
+SETTINGS = MergeSettings(steps=1, width=64, height=64, sampling_steps=3, trajectories=2, combined_weight=0.0)
 REQUEST = MergeRequest.pair(
     LoraInput("dog", "a dog"), LoraInput("ink", "ink style"), "both", settings=SETTINGS
 )
@@ -57,7 +58,7 @@ def distances(a, b):
 
 def test_every_trajectory_is_another_and_none_is_kept_out_and_trained_on(drawn):
     train, heldout = drawn(0)
-    assert [len(part) for part in train] == [6, 6] and [len(part) for part in heldout] == [4, 4]
+    assert [len(part) for part in train] == [6, 6] and [len(part) for part in heldout] == [3, 3]
     for trained, kept in zip(train, heldout, strict=True):
         assert distances(trained, kept).min() > 1
         others = distances(trained, trained)[~torch.eye(6, dtype=torch.bool)]
@@ -77,16 +78,21 @@ def test_the_seed_decides_the_samples(drawn):
 def test_the_teacher_is_the_lora_at_the_users_weight_and_the_scale_its_effect_on_the_base(
     drawn, tmp_path, weight
 ):
-    train, _ = drawn(0, LoraInput("dog", "a dog", weight))
+    train, heldout = drawn(0, LoraInput("dog", "a dog", weight))
     host = PicoHost(tmp_path)
-    part, modules = train[0], canonical_modules(host.unet)
+    part, kept_out, modules = train[0], heldout[0], canonical_modules(host.unet)
     with torch.no_grad():
-        base = host.denoiser.predict(part.x_t, part.t, part.cond)
+        base = host.denoiser.predict(kept_out.x_t, kept_out.t, kept_out.cond)
         for name, layer in read_lora(tmp_path / "dog.safetensors").unet_layers().items():
             modules[name].weight += weight * layer.delta().reshape(modules[name].weight.shape)
-        teacher = host.denoiser.predict(part.x_t, part.t, part.cond)
-    torch.testing.assert_close(part.target, teacher, rtol=1e-2, atol=1e-2)
-    torch.testing.assert_close(part.scale, effect(teacher, base), rtol=1e-2, atol=1e-4)
+        for samples in (part, kept_out):
+            teacher = host.denoiser.predict(samples.x_t, samples.t, samples.cond)
+            torch.testing.assert_close(samples.target, teacher, rtol=1e-2, atol=1e-2)
+    found = effect(teacher, base)
+    torch.testing.assert_close(
+        kept_out.scale, found.clamp(min=1e-3 * found.mean().item()), rtol=1e-2, atol=1e-4
+    )
+    torch.testing.assert_close(part.scale, effect_at(part.t, kept_out.t, kept_out.scale))
 
 
 def test_a_merge_that_is_worse_than_the_plain_sum_says_so():

@@ -12,7 +12,9 @@ from lib_ziplora.merge import optimize as loop
 from lib_ziplora.merge.coefficients import MergerCoefficients
 from lib_ziplora.merge.loss import similarity, similarity_sum
 from lib_ziplora.merge.patch import attach, low_rank
+from lib_ziplora.merge.plans import Plan
 from lib_ziplora.merge.samples import clean_and_noise, noised
+from lib_ziplora.merge.stepping import Stepper
 
 from .pico import PicoDenoiser
 from .test_optimize import OBJECTIVES, SETTINGS, world
@@ -30,11 +32,11 @@ def varied(concepts):
 def gradients(settings, loss_scale):
     denoiser, concepts, train, _ = world()
     coefficients = varied(concepts)
-    step = loop._Stepper(denoiser, denoiser.modules(), train, settings, coefficients)
-    step.loss_scale = loss_scale
-    step([0, 1])
-    assert step.gradients_are_finite()
-    return torch.cat([m.grad.flatten() for m in coefficients.parameters()])
+    step = Stepper(denoiser, denoiser.modules(), train, settings, coefficients)
+    step.loss_scale = torch.tensor(loss_scale)
+    found, usable = step([(0, 0, 1.0), (1, 1, 1.0)])
+    assert usable and step.loss_scale == loss_scale
+    return found
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -120,9 +122,7 @@ def test_fp16_starts_with_a_loss_scale_and_other_dtypes_do_not():
     for dtype, scaled in ((torch.float16, True), (torch.bfloat16, False), (torch.float32, False)):
         denoiser = PicoDenoiser()
         denoiser.dtype = dtype
-        stepper = loop._Stepper(
-            denoiser, denoiser.modules(), train, SETTINGS, MergerCoefficients.ones(concepts)
-        )
+        stepper = Stepper(denoiser, denoiser.modules(), train, SETTINGS, MergerCoefficients.ones(concepts))
         assert (stepper.loss_scale > 1000) == scaled
 
 
@@ -144,8 +144,8 @@ def test_checkpointing_reaches_layers_whose_inputs_need_no_gradient():
     found = []
     for recompute in (False, True):
         coefficients = MergerCoefficients.ones(inside)
-        step = loop._Stepper(denoiser, denoiser.modules(), train, SETTINGS, coefficients)
-        step.plans = [loop.Plan(True, recompute)]
-        step([0, 0])
+        step = Stepper(denoiser, denoiser.modules(), train, SETTINGS, coefficients)
+        step.plans = [Plan(True, recompute)]
+        step([(0, 0, 1.0), (1, 0, 1.0)])
         found.append(torch.cat([m.grad.flatten() for m in coefficients.parameters()]))
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-7)

@@ -10,10 +10,12 @@ import torch
 from lib_ziplora.config import MergeSettings
 from lib_ziplora.errors import HostError, Interrupted, OutOfMemoryError
 from lib_ziplora.merge import optimize as loop
-from lib_ziplora.merge.coefficients import MergerCoefficients, mean_travel
+from lib_ziplora.merge.coefficients import MergerCoefficients
 from lib_ziplora.merge.loss import effect, error, relative_error, similarity, similarity_sum, similarity_term
 from lib_ziplora.merge.patch import attach, static_factors
+from lib_ziplora.merge.plans import Plan
 from lib_ziplora.merge.samples import Samples, assemble, noised, predict_each, trajectory
+from lib_ziplora.merge.stepping import Stepper
 
 from .pico import PicoDenoiser, conditioning, random_lora
 
@@ -52,14 +54,14 @@ def first_gradients(settings, plan):
     coefficients = MergerCoefficients.ones(concepts)
     for m in coefficients.parameters():
         m.data.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(m.numel()))
-    step = loop._Stepper(denoiser, denoiser.modules(), train, settings, coefficients)
+    step = Stepper(denoiser, denoiser.modules(), train, settings, coefficients)
     step.plans = [plan]
-    step([0, 1])
+    step([(0, 0, 1.0), (1, 1, 1.0)])
     return {name: layer.m.grad.clone() for name, layer in coefficients.layers.items()}
 
 
 def test_gradients_are_the_same_under_every_plan():
-    every = [loop.Plan(together, recompute) for together in (True, False) for recompute in (False, True)]
+    every = [Plan(together, recompute) for together in (True, False) for recompute in (False, True)]
     reference, *others = [first_gradients(SETTINGS, plan) for plan in every]
     for other in others:
         for name, gradient in reference.items():
@@ -73,9 +75,9 @@ def test_the_weights_of_the_errors_scale_their_gradients(together):
     for weights in ([1.0, 0.0], [0.0, 1.0], [2.0, 3.0]):
         denoiser, concepts, train, _ = world()
         coefficients = MergerCoefficients.ones(concepts)
-        step = loop._Stepper(denoiser, denoiser.modules(), train, settings, coefficients, weights)
-        step.plans = [loop.Plan(together, False)]
-        step([0, 1])
+        step = Stepper(denoiser, denoiser.modules(), train, settings, coefficients, weights)
+        step.plans = [Plan(together, False)]
+        step([(0, 0, 1.0), (1, 1, 1.0)])
         found.append(torch.cat([m.grad.flatten() for m in coefficients.parameters()]))
     torch.testing.assert_close(found[2], 2 * found[0] + 3 * found[1], rtol=1e-4, atol=1e-6)
     assert (found[0] - found[1]).abs().max() > 1e-3
@@ -119,7 +121,7 @@ def _predict64(denoiser, part):
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_coefficient_gets_a_gradient_in_the_first_step(objective):
-    gradients = first_gradients(dataclasses.replace(SETTINGS, objective=objective), loop.Plan(True, True))
+    gradients = first_gradients(dataclasses.replace(SETTINGS, objective=objective), Plan(True, True))
     for name, gradient in gradients.items():
         assert torch.isfinite(gradient).all(), name
         assert (gradient != 0).all(), name
@@ -132,7 +134,7 @@ def test_the_objective_falls_on_samples_that_were_not_trained_on():
     outcome = run(denoiser, concepts, train, dataclasses.replace(SETTINGS, steps=60))
     after = loop.evaluate(denoiser, denoiser.modules(), outcome.coefficients, heldout)
     assert after < 0.7 * before
-    assert mean_travel(outcome.coefficients.parameters()) > 0.05
+    assert outcome.coefficients.travel() > 0.05
     assert similarity(outcome.coefficients) < 0.95
 
 

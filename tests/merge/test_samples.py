@@ -7,7 +7,14 @@ import torch
 
 from lib_ziplora.denoiser import Conditioning
 from lib_ziplora.errors import HostError, IncompatibleError
-from lib_ziplora.merge.samples import assemble, predict_each, require_effect, trajectory
+from lib_ziplora.merge.samples import (
+    assemble,
+    effect_at,
+    predict_each,
+    require_effect,
+    scaled_like,
+    trajectory,
+)
 
 from .pico import PicoDenoiser, conditioning
 
@@ -93,3 +100,42 @@ def test_predictions_that_are_not_finite_are_refused(value, which):
     (target if which == "teacher" else base)[1, 2, 3, 4] = value
     with pytest.raises(HostError, match="mine hold NaN or infinity"):
         require_effect(assemble(x_t, t, cond, target, base), "mine")
+
+
+def test_an_effect_is_read_off_between_the_measured_timesteps_and_level_beyond_them():
+    known, effects = torch.tensor([700, 100, 400]), torch.tensor([1.0, 100.0, 10.0])
+    t = torch.tensor([100, 400, 700, 250, 550, 0, 999])
+    expected = torch.tensor([100.0, 10.0, 1.0, 1000**0.5, 10**0.5, 100.0, 1.0])
+    torch.testing.assert_close(effect_at(t, known, effects), expected)
+    torch.testing.assert_close(effect_at(t, torch.tensor([5]), torch.tensor([3.0])), torch.full((7,), 3.0))
+    twice = effect_at(torch.tensor([5, 6]), torch.tensor([5, 5]), torch.tensor([3.0, 3.0]))
+    torch.testing.assert_close(twice, torch.full((2,), 3.0))
+
+
+def test_samples_take_their_scale_from_those_that_were_measured():
+    x_t, t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(2)), torch.tensor([900, 100])
+    measured = assemble(x_t, t, conditioning(1), x_t, 0.5 * x_t)
+    found = scaled_like(x_t, t, conditioning(1), x_t, measured)
+    torch.testing.assert_close(found.scale, measured.scale)
+    assert torch.equal(found.target, x_t) and len(found.cond) == 2
+
+
+@torch.no_grad()
+def test_the_last_step_of_a_trajectory_goes_without_guidance():
+    denoiser, seen = PicoDenoiser(), []
+
+    def predict(x_t, t, cond):
+        seen.append(len(x_t))
+        return denoiser.predict(x_t, t, cond)
+
+    trajectory(
+        denoiser,
+        predict,
+        conditioning(1, 1),
+        conditioning(1, 2),
+        shape=(8, 8),
+        steps=3,
+        guidance_scale=5.0,
+        generator=torch.Generator().manual_seed(0),
+    )
+    assert seen == [2, 2, 1]
