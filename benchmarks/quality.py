@@ -1,7 +1,7 @@
 """Does the merge work? Merged LoRAs are drawn on MiniXL and scored against the true drawings.
 
     python -m benchmarks.quality --pairs turtle:fluent-emoji,crown:fluent-emoji --seeds 24 \
-        --methods sum,ours-0.1,np-lora --json out/quality.json --sheet out/quality.png
+        --methods sum,ours,np-lora --json out/quality.json --sheet out/quality.png
 
 Method names are explained in ``benchmarks.methods``; ``sum-best`` is the plain sum with the
 weights of a grid that score best on the pairs kept for choosing. Merges and pictures are kept below ``--out``
@@ -34,7 +34,9 @@ PROMPTS = {"both": BOTH_PROMPT, "subject": SUBJECT_PROMPT, "style": STYLE_PROMPT
 TRUTH, SUBJECT_ALONE, STYLE_ALONE = "true drawing", "subject alone", "style alone"
 DEVELOPMENT_SEED, DEVELOPMENT_SEEDS = 10_000, 2
 ON_SHEET = 4
-DEFAULT = "sum,sum-best,public,paper,ours-0,ours-0.1,ours-1,ours-3,np-lora,closed,closed+20,closed+100"
+DEFAULT = (
+    "sum,sum-best,balanced,ours,ours-20,equation-5,public,cosine,paper,closed,closed+20,np-lora,ties,dare"
+)
 
 
 def halves() -> dict[str, list[Pair]]:

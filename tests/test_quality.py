@@ -83,7 +83,7 @@ def test_a_fused_lora_changes_the_output_by_its_delta_and_leaves_no_trace():
 def test_every_name_of_a_method_means_valid_settings():
     for spec in methods.ALIASES.values():
         if not spec.startswith("sum:"):
-            assert methods.settings_of(spec).trajectories == methods.BUDGET["trajectories"]
+            assert methods.settings_of(spec).seed == 0
     assert methods.settings_of("ziplora,steps=20,start=closed-form").start == "closed-form"
 
 
