@@ -53,8 +53,10 @@
             const button = find("#ziplora_" + id);
             if (button) button.style.display = shown ? "block" : "none";
         }
-        const again = find("#ziplora_reexport");
-        if (again) again.disabled = running;
+        for (const id of ["reexport", "matrix_run", "compare"]) {
+            const button = find("#ziplora_" + id);
+            if (button) button.disabled = running;
+        }
         const root = find("#ziplora_root");
         if (root) root.classList.toggle("ziplora-running", running);
     }
@@ -117,6 +119,12 @@
         }, POLL_MS);
     }
 
+    // Whether a merge or a comparison has said how it ended (so).
+    function answered(outcome) {
+        const mark = outcome ? `[data-outcome="${outcome}"]` : "[data-outcome]";
+        return find(`#ziplora_result ${mark}, #ziplora_compare_result ${mark}`);
+    }
+
     function barState() {
         const bar = find("#ziplora_bar [data-state]");
         return bar ? bar.dataset.state : "";
@@ -129,10 +137,10 @@
         const box = find("#ziplora_result");
         if (box && box.scrollIntoView) box.scrollIntoView({block: "nearest"});
         // Without an answer (the server went away) the ticket is kept, so that the next page can ask.
-        if (find("#ziplora_result [data-outcome]")) remember("");
+        if (answered()) remember("");
         showRunning(false);
         setTimeout(() => {
-            if (!find('#ziplora_result [data-outcome="done"]')) return;
+            if (!answered("done")) return;
             press("ziplora_refresh");
             for (const tab of ["txt2img", "img2img"]) {
                 const cards = find("#" + tab + "_lora_extra_refresh_internal");

@@ -38,16 +38,25 @@ ROOMS = {
     "names": Room(inside("errors")),
     "origins": Room(()),
     "options": Room(inside("errors")),
+    "drawing": Room(()),
     "config": Room(inside("options", "errors")),
     "denoiser": Room((), ("torch",)),
     "lora": Room(inside("lora.", "errors", "names"), ("torch", "safetensors", "numpy")),
     "merge": Room(inside("merge.", "lora.", "denoiser", "config", "errors"), ("torch",), inside("lora.file")),
     "job": Room(
-        (*inside("job.", "lora.", "merge.", "denoiser", "config", "errors"), PROTOCOLS),
+        (*inside("job.", "lora.", "merge.", "denoiser", "config", "drawing", "errors"), PROTOCOLS),
         ("torch", "numpy", "PIL"),
     ),
-    "hosts": Room(inside("denoiser", "errors", "origins"), ("torch",)),
-    "hosts.standalone": Room(ANY_HOST + inside("hosts._diffusers_model", "hosts._diffusers_text"), DIFFUSERS),
+    "hosts": Room(inside("denoiser", "errors", "origins", "hosts.pictures"), ("torch",)),
+    "hosts.pictures": Room((), ("PIL",)),
+    "hosts.standalone": Room(
+        ANY_HOST + inside("hosts._diffusers_model", "hosts._diffusers_text", "hosts._diffusers_draw"),
+        DIFFUSERS,
+    ),
+    "hosts._diffusers_draw": Room(
+        (*ANY_HOST, *inside("hosts._diffusers_model", "hosts._diffusers_text", "lora.", "merge.patch")),
+        (*DIFFUSERS, "PIL"),
+    ),
     "hosts._diffusers_model": Room(ANY_HOST, DIFFUSERS),
     "hosts._diffusers_text": Room(ANY_HOST, DIFFUSERS),
     "hosts.a1111": Room(
@@ -55,7 +64,7 @@ ROOMS = {
     ),
     "hosts.forge": Room((*ANY_HOST, *inside("hosts._forge.")), ("torch", "modules", "networks", "backend")),
     "ui": Room(
-        (*inside("ui.", "config", "job.", "errors", "origins"), PROTOCOLS),
+        (*inside("ui.", "config", "drawing", "job.", "errors", "origins"), PROTOCOLS),
         ("gradio", "starlette", "matplotlib", "PIL"),
     ),
     "api": Room(

@@ -42,7 +42,7 @@ LORA_FIELDS: dict[str, Schema] = {
     },
 }
 ROLE_FIELD: Schema = {"type": "string", "enum": list(ROLES), "description": "What the LoRA brings."}
-REQUEST_FIELDS = ("loras", *ROLES, "output", "overwrite", "settings")
+REQUEST_FIELDS = ("loras", *ROLES, "output", "overwrite", "report", "settings")
 REEXPORT_FIELDS = (
     "source",
     "output",
@@ -52,16 +52,22 @@ REEXPORT_FIELDS = (
     "rank",
     "precision",
     "split",
+    "report",
 )
 OUTPUT_FIELDS: dict[str, Schema] = {
     "output": {"type": "string", "description": "Name of the merged LoRA, without folder and extension."},
     "overwrite": {"type": "boolean", "default": False, "description": "Replace a file of that name."},
+    "report": {
+        "type": "boolean",
+        "default": False,
+        "description": "Write what the merge did beside it, as name.report.html and name.report.json.",
+    },
 }
 INSPECT_FIELDS = ("lora", "other", "layers")
 
 
 def merge_request(body: Mapping[str, Any]) -> MergeRequest:
-    """The job that a body of ``POST /merge`` asks for.
+    """The job that a body of ``POST /merge`` asks for, or that one of ``POST /check`` asks about.
 
     Raises:
         ConfigError: a field is unknown, missing, of the wrong type or outside its range.
@@ -72,6 +78,7 @@ def merge_request(body: Mapping[str, Any]) -> MergeRequest:
         output=_output(body),
         overwrite=_value(body, "overwrite", bool, default=False),
         settings=_settings(_value(body, "settings", dict, default={})),
+        report=_value(body, "report", bool, default=False),
     )
 
 
@@ -91,7 +98,19 @@ def reexport_request(body: Mapping[str, Any]) -> ReexportRequest:
         rank=_value(body, "rank", str, default=""),
         precision=_value(body, "precision", str, default=""),
         split=_value(body, "split", bool, default=False),
+        report=_value(body, "report", bool, default=False),
     )
+
+
+def explain_request(body: Mapping[str, Any]) -> str:
+    """The name in a body of ``POST /explain``.
+
+    Raises:
+        ConfigError: a field is unknown, missing or of the wrong type.
+    """
+    _refuse_unknown(body, ("lora",), "the request")
+    name: str = _value(body, "lora", str)
+    return name
 
 
 def inspect_request(body: Mapping[str, Any]) -> tuple[str, str, bool]:
@@ -283,3 +302,9 @@ def inspect_schema() -> Schema:
         title="InspectRequest",
         example={"lora": "my_dog", "other": "ink"},
     )
+
+
+def explain_schema() -> Schema:
+    """JSON schema of the body of ``POST /explain``."""
+    merged = {"type": "string", "description": "Name of a merged LoRA with its coefficients beside it."}
+    return object_schema({"lora": merged}, ("lora",), title="ExplainRequest", example={"lora": "my_dog_ink"})

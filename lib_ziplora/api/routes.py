@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, FastAPI, HTTPException
 from starlette.responses import JSONResponse
 
 from .. import job, overview
+from ..config import MergeRequest
 from ..errors import ConfigError, HostError, OutputError, ZipLoraError
 from ..hosts import Host, ServesApi
 from ..job.queue import Job, JobQueue, JobStateError, QueueFullError, Request
@@ -18,6 +19,8 @@ from ..origins import AllowedOrigins
 from . import views
 from .bodies import (
     Schema,
+    explain_request,
+    explain_schema,
     inspect_request,
     inspect_schema,
     merge_request,
@@ -90,11 +93,16 @@ class _Desk:
 
     def __init__(self, host: Host) -> None:
         self.host = host
-        self.queue = JobQueue(host, wording=self._wording)
+        self.pace = job.Pace()
+        self.queue = JobQueue(host, wording=self._wording, on_done=self._note)
         self._reading = threading.Lock()
 
     def _wording(self, request: Request, sentence: str) -> str:
         return views.without_folders(sentence, views.folders_of(self.host, request.output))
+
+    def _note(self, request: Request, report: job.MergeReport) -> None:
+        if isinstance(request, MergeRequest):
+            self.pace.note(request, report)
 
     def merge(self, body: dict[str, Any] = BODY) -> views.Queued:
         """Check the request and queue it; one merge runs after the other.
@@ -106,6 +114,29 @@ class _Desk:
             for one in request.loras:
                 self._require_installed(one.lora)
             return self._submit(request)
+
+    def check(self, body: dict[str, Any] = BODY) -> views.CheckView:
+        """What can be told of a merge before it is made; nothing is queued, no model is needed.
+
+        The body is that of ``/merge``. The first look at large files takes a second or two.
+        """
+        with _refusals():
+            request = merge_request(body)
+            for one in request.loras:
+                self._require_installed(one.lora)
+            with self._reading:
+                found = job.preflight(request, self.host)
+        seconds = None if found.problems else self.pace.seconds(request, self.host)
+        return views.check_view(found, seconds, views.folders_of(self.host, request.output))
+
+    def explain(self, body: dict[str, Any] = BODY) -> dict[str, Any]:
+        """What a merge did, from its saved coefficients: words, figures by block, settings, every update."""
+        with _refusals():
+            name = explain_request(body)
+            self._require_installed(name)
+            with self._reading:
+                found = job.document(self.host, name)
+        return views.explanation_view(found)
 
     def reexport(self, body: dict[str, Any] = BODY) -> views.Queued:
         """Queue writing a merge again with other strengths, rank or precision.
@@ -209,6 +240,8 @@ def _add_job_routes(router: APIRouter, desk: _Desk) -> None:
     _add(router, "POST", "/merge", desk.merge, "Merge LoRAs", views.Queued, body, merge_schema(), 202)
     again = "Write a merge again"
     _add(router, "POST", "/re-export", desk.reexport, again, views.Queued, body, reexport_schema(), 202)
+    asked, look = {**BODY_PROBLEMS, 404: UNKNOWN_LORA}, "Look at a merge beforehand"
+    _add(router, "POST", "/check", desk.check, look, views.CheckView, asked, merge_schema())
     _add(router, "GET", "/jobs", desk.jobs, "List the merges", list[views.JobView])
     _add(router, "GET", "/jobs/{job_id}", desk.job, "Follow a merge", views.JobView, gone)
     stop, finish = "/jobs/{job_id}/interrupt", "/jobs/{job_id}/finish"
@@ -221,6 +254,8 @@ def _add_lora_routes(router: APIRouter, desk: _Desk) -> None:
     schema = inspect_schema()
     _add(router, "GET", "/loras", desk.loras, "List the installed LoRAs", list[views.LoraView])
     _add(router, "POST", "/inspect", desk.inspect, "Look into one LoRA or two", dict[str, Any], body, schema)
+    told = "Explain a merge"
+    _add(router, "POST", "/explain", desk.explain, told, dict[str, Any], body, explain_schema())
     _add(router, "GET", "/settings", desk.settings, "List the settings", list[views.SettingView])
 
 

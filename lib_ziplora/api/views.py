@@ -15,7 +15,8 @@ from pydantic import BaseModel, Field
 from ..config import setting_defaults, setting_fields
 from ..errors import OutputError
 from ..hosts import Host, Progress
-from ..job import CatalogEntry, ReexportRequest
+from ..job import CatalogEntry, Document, Overlap, Preflight, ReexportRequest
+from ..job.overlap import KINDS
 from ..job.queue import Job, Request
 from .bodies import TYPE_NAMES
 
@@ -74,6 +75,42 @@ class JobView(BaseModel):
         description="The figures of a merge that is done, as in the command line's --report, and its tag",
     )
     error: str | None = Field(None, description="A sentence, when it failed or was interrupted")
+
+
+class OverlapPlace(BaseModel):
+    """The layers of one kind in one block."""
+
+    block: str = Field(..., description="input 4, middle, output 0, ..., text encoder 1, rest of the UNet")
+    kind: str = Field(..., description=", ".join(KINDS))
+    overlap: float = Field(..., description="Mean |cosine| between the same columns of the LoRAs")
+
+
+class OverlapView(BaseModel):
+    """How much LoRAs get in each other's way."""
+
+    mean: float = Field(..., description="Of all layers that were measured")
+    chance: float = Field(..., description="What columns without anything in common have on average")
+    measured: int = Field(
+        ..., description="Layers that were measured; of many large ones, some of every place"
+    )
+    common: int = Field(..., description="Layers that could be")
+    places: list[OverlapPlace]
+
+
+class CheckView(BaseModel):
+    """What is known of a merge before it is made."""
+
+    names: list[str] = Field(..., description="Of the LoRAs")
+    problems: list[str] = Field(
+        ..., description="Why it would be refused; empty when nothing speaks against it"
+    )
+    remarks: list[str] = Field(..., description="What does not keep it from being made")
+    common_layers: int | None = Field(None, description="Layers that at least two of the LoRAs have")
+    single_layers: dict[str, int] = Field(..., description="Layers that only that LoRA has")
+    size: int | None = Field(None, description="Bytes of the merged file, or the most that it can have")
+    seconds: float | None = Field(None, description="It will take; null until one of its size has run here")
+    overlap: OverlapView | None = None
+    advice: str = Field(..., description="What the overlap speaks for, or empty")
 
 
 class LoraView(BaseModel):
@@ -138,6 +175,43 @@ def _report(job: Job) -> dict[str, Any] | None:
         return None
     figures = {name: value for name, value in job.report.to_json().items() if name != "output"}
     shown: dict[str, Any] = _finite({**figures, "tag": job.report.tag})
+    return shown
+
+
+def check_view(found: Preflight, seconds: float | None, folders: Collection[Path]) -> CheckView:
+    """A look at a merge as the API shows it."""
+    names = [without_folders(name, folders) for name in found.names]
+    told = {"problems": found.problems, "remarks": found.remarks}
+    return CheckView(
+        names=names,
+        **{key: [without_folders(one, folders) for one in sentences] for key, sentences in told.items()},
+        common_layers=found.common_layers,
+        single_layers=dict(found.single_layers),
+        size=found.size,
+        seconds=seconds,
+        overlap=_overlap_view(found.overlap) if found.overlap else None,
+        advice=found.advice,
+    )
+
+
+def _overlap_view(overlap: Overlap) -> OverlapView:
+    return OverlapView(
+        **{name: getattr(overlap, name) for name in ("mean", "chance", "measured", "common")},
+        places=[
+            OverlapPlace(block=block, kind=kind, overlap=value)
+            for (block, kind), value in overlap.places.items()
+        ],
+    )
+
+
+def explanation_view(document: Document) -> dict[str, Any]:
+    """A merge explained, without paths."""
+    found = document.to_json()
+    del found["report"]
+    for lora, source in zip(found["loras"], document.saved.sources, strict=True):
+        lora["lora"] = source.name
+        del lora["images"]
+    shown: dict[str, Any] = _finite(found)
     return shown
 
 

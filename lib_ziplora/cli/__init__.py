@@ -1,4 +1,4 @@
-"""The command line: ``merge``, ``re-export``, ``inspect`` and ``serve``.
+"""The command line: ``merge``, ``check``, ``re-export``, ``explain``, ``compare``, ``matrix``, ``inspect``, ``serve``.
 
 Exit codes: 0 done; 1 it can't be done (one sentence on stderr says why); 2 the command is
 wrong; 130 interrupted, and nothing was written.
@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
 
 from ..errors import ConfigError, Interrupted, ZipLoraError
 from .arguments import parser
+from .compare import compare_from
+from .matrix import matrix_from
 from .requests import parsed, reexport_from, request_from
 from .terminal import lenient_output, silence_output
 
@@ -25,7 +28,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parsed(top, argv)
     if args.command == "inspect" and len(args.files) > 2:
         top.error("inspect takes one or two files")
-    makers = {"merge": request_from, "re-export": reexport_from}
+    makers: Mapping[str, Callable[[Namespace], object]] = {
+        "merge": request_from,
+        "check": request_from,
+        "re-export": reexport_from,
+        "compare": compare_from,
+        "matrix": matrix_from,
+    }
     if args.command in makers:
         try:
             args.request = makers[args.command](args)

@@ -9,13 +9,17 @@ from typing import Any
 
 from .. import __version__
 from ..config import ROLES, Option, Role, setting_defaults, setting_fields
-from . import commands
+from . import commands, compare, looking, matrix
 
 DESCRIPTION = """\
 ZipLoRA for Stable Diffusion XL: merge subject LoRAs and style LoRAs into one file.
 
   merge      learn how the LoRAs fit together and write one
+  check      what can be told of a merge beforehand, and what speaks against it
   re-export  write a merge again with other strengths, rank or precision, in a moment
+  explain    what a merge did, in words and by block
+  compare    draw a merge beside what it was made of
+  matrix     every subject merged with every style
   inspect    show what is in a LoRA file, or where two of them overlap
   serve      the same as a page in the browser
 """
@@ -91,7 +95,9 @@ def parser() -> argparse.ArgumentParser:
     form = argparse.RawDescriptionHelpFormatter
     top = argparse.ArgumentParser("python -m lib_ziplora", description=DESCRIPTION, formatter_class=form)
     top.add_argument("--version", action="version", version=__version__)
-    names = top.add_subparsers(dest="command", required=True, metavar="{merge,re-export,inspect,serve}")
+    names = top.add_subparsers(
+        dest="command", required=True, metavar="{merge,check,re-export,explain,compare,matrix,inspect,serve}"
+    )
 
     def command(name: str, description: str, epilog: str, run: Callable[..., int]) -> argparse.ArgumentParser:
         one = names.add_parser(name, description=description, epilog=epilog, formatter_class=form)
@@ -99,7 +105,19 @@ def parser() -> argparse.ArgumentParser:
         return one
 
     _add_merge(command("merge", MERGE_DESCRIPTION, MERGE_EPILOG, commands.merge))
+    one = command("check", looking.DESCRIPTIONS["check"], looking.EPILOGS["check"], commands.check)
+    _add_merge(one)
+    one.add_argument("--json", action="store_true", help="print JSON instead of text")
     _add_reexport(command("re-export", REEXPORT_DESCRIPTION, REEXPORT_EPILOG, commands.reexport))
+    one = command("explain", looking.DESCRIPTIONS["explain"], looking.EPILOGS["explain"], commands.explain)
+    looking.add_explain(one)
+    _add_host(one)
+    one = command("compare", compare.DESCRIPTION, compare.EPILOG, commands.run_compare)
+    compare.add_arguments(one)
+    _add_host(one)
+    one = command("matrix", matrix.DESCRIPTION, matrix.EPILOG, commands.run_matrix)
+    matrix.add_output(one)
+    _add_loras_and_settings(one)
     one = command(
         "inspect", "Show what is in a LoRA file, or where two overlap.", INSPECT_EPILOG, commands.inspect
     )
@@ -119,6 +137,12 @@ def parser() -> argparse.ArgumentParser:
     page.add_argument("--port", type=int, help="default: the first free one from 7860 on")
     page.add_argument(
         "--api", action="store_true", help="answer the REST API too, at /ziplora/v1 (see docs/api.md)"
+    )
+    page.add_argument(
+        "--pictures",
+        type=Path,
+        metavar="DIR",
+        help="where Compare saves what it draws (default: ziplora-pictures in the first --lora-dir)",
     )
     page.add_argument("--open", action="store_true", help="open the page in the default browser")
     return top
@@ -164,6 +188,11 @@ def _add_merge(one: argparse.ArgumentParser) -> None:
         help="LoRA files (or names in a --lora-dir) of a subject and a style; the same as --subject and --style",
     )
     _add_output(one)
+    _add_loras_and_settings(one)
+
+
+def _add_loras_and_settings(one: argparse.ArgumentParser) -> None:
+    _add_report_beside(one)
     _add_host(one)
     inputs = one.add_argument_group("subjects and styles")
     for role in ROLES:
@@ -200,6 +229,7 @@ def _add_reexport(one: argparse.ArgumentParser) -> None:
         "source", metavar="MERGED", help="merged LoRA file or its .ziplora (or its name in a --lora-dir)"
     )
     _add_output(one)
+    _add_report_beside(one)
     _add_host(one)
     group = one.add_argument_group("what is to be different")
     for role in ROLES:
@@ -227,6 +257,14 @@ def _add_output(one: argparse.ArgumentParser) -> None:
     )
     one.add_argument("--force", action="store_true", help="replace OUT if it is there")
     one.add_argument("--report", type=Path, metavar="FILE.json", help="write the figures of the merge")
+
+
+def _add_report_beside(one: argparse.ArgumentParser) -> None:
+    one.add_argument(
+        "--report-beside",
+        action="store_true",
+        help="write what the merge did beside it, as OUT.report.html and OUT.report.json",
+    )
 
 
 def _add_weight(group: Any, role: Role, meaning: str) -> None:

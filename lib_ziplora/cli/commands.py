@@ -12,10 +12,12 @@ from .. import job, overview
 from ..config import MergeRequest
 from ..errors import ConfigError, OutputError
 from ..hosts.standalone import SUFFIX, StandaloneHost
+from . import compare, looking, matrix
 from .terminal import ProgressBar, ctrl_c_interrupts
 
-OK = 0
+OK, FAILED = 0, 1
 STOPPING_SECONDS = 60.0
+PICTURES = "ziplora-pictures"
 
 
 def merge(args: argparse.Namespace) -> int:
@@ -28,6 +30,31 @@ def reexport(args: argparse.Namespace) -> int:
     """``re-export``: write a merge again and print where the file is."""
     request: job.ReexportRequest = args.request
     return _write(args, lambda host, bar: job.reexport(request, host, bar))
+
+
+def check(args: argparse.Namespace) -> int:
+    """``check``: print what can be told of a merge beforehand."""
+    return OK if looking.show_check(args.request, _host(args), as_json=args.json) else FAILED
+
+
+def explain(args: argparse.Namespace) -> int:
+    """``explain``: print what a merge did."""
+    found = job.document(_host(args), args.merged)
+    looking.show_explanation(found, args.output, replace=args.force, as_json=args.json)
+    return OK
+
+
+def run_compare(args: argparse.Namespace) -> int:
+    """``compare``: draw a merge beside what it was made of."""
+    compare.run(args, _host(args, pictures=args.pictures))
+    return OK
+
+
+def run_matrix(args: argparse.Namespace) -> int:
+    """``matrix``: merge every subject with every style."""
+    if args.report:
+        _check_report(args.report)
+    return matrix.run(args, _host(args))
 
 
 def _write(args: argparse.Namespace, run: Callable[[StandaloneHost, ProgressBar], job.MergeReport]) -> int:
@@ -69,7 +96,8 @@ def inspect(args: argparse.Namespace) -> int:
 
 def serve(args: argparse.Namespace) -> int:
     """``serve``: the tab as a page of its own."""
-    host = _host(args, strict=True)
+    folder = args.pictures or (args.lora_dir[0] / PICTURES if args.lora_dir else None)
+    host = _host(args, strict=True, pictures=folder)
     if args.checkpoint:
         host.check()
     try:
@@ -129,7 +157,6 @@ def _write_report(path: Path, report: job.MergeReport) -> None:
         ) from error
 
 
-def _host(args: argparse.Namespace, *, strict: bool = False) -> StandaloneHost:
-    return StandaloneHost(
-        args.checkpoint, args.lora_dir, args.device, args.dtype, config=args.checkpoint_config, strict=strict
-    )
+def _host(args: argparse.Namespace, *, strict: bool = False, pictures: Path | None = None) -> StandaloneHost:
+    given = (args.checkpoint, args.lora_dir, args.device, args.dtype)
+    return StandaloneHost(*given, config=args.checkpoint_config, strict=strict, pictures=pictures)

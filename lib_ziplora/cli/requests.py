@@ -9,11 +9,14 @@ from ..config import ROLES, LoraInput, MergeRequest, Role, setting_defaults, set
 from ..errors import ConfigError
 from ..job import ReexportRequest
 
+TAKE_FILES = ("merge", "check")
+"""Commands with a SUBJECT and a STYLE."""
+
 
 def parsed(top: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments; SUBJECT and STYLE may stand anywhere among the options."""
     args, others = top.parse_known_args(argv)
-    if others and (args.command != "merge" or any(word.startswith("-") for word in others)):
+    if others and (args.command not in TAKE_FILES or any(word.startswith("-") for word in others)):
         top.error(f"unrecognized arguments: {' '.join(others)}")
     if others:
         args.files += others
@@ -31,17 +34,18 @@ def request_from(args: argparse.Namespace) -> MergeRequest:
             f"SUBJECT and STYLE are two files, not {len(args.files)}; give more of them as --subject and --style."
         )
     settings = settings_from({name: getattr(args, name) for name in setting_defaults()})
-    loras = [lora for role in ROLES for lora in _inputs(args, role)]
+    loras = [lora for role in ROLES for lora in inputs_of(args, role)]
     if len(loras) < len(ROLES):
         raise ConfigError(
             "A merge needs at least two LoRAs: give SUBJECT and STYLE, or --subject and --style."
         )
-    return MergeRequest(tuple(loras), args.output, args.force, settings)
+    return MergeRequest(tuple(loras), args.output, args.force, settings, args.report_beside)
 
 
-def _inputs(args: argparse.Namespace, role: Role) -> Iterator[LoraInput]:
+def inputs_of(args: argparse.Namespace, role: Role) -> Iterator[LoraInput]:
     """The LoRAs of a role, each with its prompt, weight and pictures."""
-    loras = [*args.files[ROLES.index(role) : ROLES.index(role) + 1], *getattr(args, role)]
+    files: Sequence[str] = getattr(args, "files", ())
+    loras = [*files[ROLES.index(role) : ROLES.index(role) + 1], *getattr(args, role)]
     given = {}
     for kind, default in (("prompt", ""), ("weight", 1.0), ("images", ())):
         values = getattr(args, f"{role}_{kind}")
@@ -69,4 +73,5 @@ def reexport_from(args: argparse.Namespace) -> ReexportRequest:
         args.rank,
         args.precision,
         args.split,
+        args.report_beside,
     )

@@ -1,7 +1,7 @@
 """What ``job.py`` needs from the world around it, and which world this is.
 
-Three adapters implement ``Host``: ``a1111`` (also reForge's A1111-like parts), ``forge``
-and ``standalone`` (diffusers). Detection is by feature, never by version.
+Two adapters implement ``Host``: ``a1111`` and ``standalone`` (diffusers). Forge and reForge are
+recognised and refused in words. Detection is by feature, never by version.
 """
 
 from __future__ import annotations
@@ -19,6 +19,12 @@ from torch import Tensor
 from ..denoiser import Conditioning, Denoiser, TextDeltas
 from ..errors import HostError
 from ..origins import AllowedOrigins
+from .pictures import Drawn as Drawn
+from .pictures import Draws as Draws
+from .pictures import OnStep as OnStep
+from .pictures import Pen as Pen
+from .pictures import Picture as Picture
+from .pictures import Sampler as Sampler
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,8 @@ class Progress:
     """One step of a run, as told to the host and to the front end.
 
     Attributes:
-        stage: ``reading``, ``encoding``, ``sampling``, ``solving``, ``optimising``, ``writing``, ``done``.
+        stage: ``reading``, ``encoding``, ``sampling``, ``solving``, ``optimising``, ``writing``, ``drawing``,
+            ``done``.
         step: steps finished over the whole run (all stages together).
         total: steps of the whole run.
         seconds_left: an estimate, or None while nothing is known.
@@ -191,6 +198,15 @@ class ServesApi(Protocol):
 
     def api_access(self) -> ApiAccess | None:
         """Who may use the REST API; None when it is switched off."""
+        ...
+
+
+@runtime_checkable
+class KeepsData(Protocol):
+    """A host that has a place for small files of ours; what is in it may be deleted at any time."""
+
+    def data_folder(self) -> Path | None:
+        """A folder of our own, not made yet perhaps; None when there is none."""
         ...
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..denoiser import Conditioning, TextDeltas
 from ..errors import HostError
-from . import ApiAccess, CheckpointInfo, InstalledLora, Progress
-from ._a1111 import api, guard, loras, model, text
+from . import ApiAccess, CheckpointInfo, InstalledLora, Pen, Progress, Sampler
+from ._a1111 import api, drawing, guard, loras, model, text
 
 SDXL_SIZE = 1024
 
@@ -174,6 +174,29 @@ class A1111Host:
     def refresh(self, path: Path) -> None:
         """List the LoRAs anew and forget what a replaced file has left behind; under the lock."""
         loras.refresh(path, model.loaded())
+
+    def data_folder(self) -> Path | None:
+        """Beside the WebUI's own caches."""
+        from modules import cache, paths
+
+        folder = getattr(cache, "cache_dir", None)
+        return (Path(folder) if folder else Path(paths.data_path) / "cache") / "ziplora"
+
+    def samplers(self) -> Sequence[str]:
+        """The samplers that the txt2img tab offers."""
+        return drawing.samplers()
+
+    def default_sampler(self) -> Sampler:
+        """What the txt2img tab begins with."""
+        return drawing.default_sampler()
+
+    def check_drawing(self) -> None:
+        """Raise HostError when the WebUI can't draw with LoRAs of SDXL."""
+        drawing.check()
+
+    def drawing(self, sampler: Sampler, count: int) -> AbstractContextManager[Pen]:
+        """See ``Draws.drawing``; pictures are drawn as the txt2img tab draws them."""
+        return drawing.drawing(sampler, count, SDXL_SIZE)
 
     def api_access(self) -> ApiAccess | None:
         """Those who may use the WebUI's own API; None without --api."""

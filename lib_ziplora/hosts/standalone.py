@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 from ..denoiser import Conditioning, Denoiser, TextDeltas
 from ..errors import HostError, LoraFileError, OutputError
 from ..names import validate_name
-from . import CheckpointInfo, InstalledLora, Progress, Session
+from . import CheckpointInfo, InstalledLora, Pen, Progress, Sampler, Session
+from . import _diffusers_draw as draw
 from . import _diffusers_model as model
 from . import _diffusers_text as text
 
@@ -72,6 +74,7 @@ class StandaloneHost:
         dtype: ``auto`` (fp16 on CUDA, else fp32), ``fp16``, ``bf16`` or ``fp32``.
         config: a diffusers folder whose configuration files describe a single-file checkpoint.
         strict: take names only, no paths, for LoRAs and for the output.
+        pictures: a folder for the pictures that are drawn; None saves none.
     """
 
     name = "standalone"
@@ -85,6 +88,7 @@ class StandaloneHost:
         *,
         config: Path | None = None,
         strict: bool = False,
+        pictures: Path | None = None,
     ) -> None:
         self.device = model.pick_device(device)
         self.dtype = model.pick_dtype(dtype, self.device)
@@ -93,6 +97,7 @@ class StandaloneHost:
         self._lora_dirs = tuple(lora_dirs)
         self._config = config
         self._strict = strict
+        self._pictures = pictures
         self._lock = threading.Lock()
         self._interrupt = threading.Event()
         self._finish = threading.Event()
@@ -185,8 +190,7 @@ class StandaloneHost:
     def open(self) -> Iterator[Session]:
         """The pipeline's models frozen and in evaluation mode; flags restored afterwards."""
         pipeline = self.pipeline()
-        parts = [pipeline.unet, pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2]
-        with frozen(parts):
+        with frozen(_parts(pipeline)):
             yield DiffusersSession(pipeline, model.denoiser_of(pipeline))
 
     @contextmanager
@@ -229,9 +233,48 @@ class StandaloneHost:
     def refresh(self, path: Path) -> None:
         """Nothing to do: ``loras`` reads the folders afresh."""
 
+    def samplers(self) -> Sequence[str]:
+        """See ``Draws.samplers``."""
+        return list(draw.SAMPLERS)
+
+    def default_sampler(self) -> Sampler:
+        """See ``Draws.default_sampler``."""
+        return Sampler()
+
+    def check_drawing(self) -> None:
+        """Raise HostError when there is no checkpoint or it is no SDXL base model."""
+        if self._checkpoint is None:
+            raise HostError(
+                "There is no checkpoint to draw with; give an SDXL one (--checkpoint DIR_OR_FILE)."
+            )
+        self._require_checkpoint()
+
+    @contextmanager
+    def drawing(self, sampler: Sampler, count: int) -> Iterator[Pen]:
+        """See ``Draws.drawing``; LoRAs act through hooks, so the weights stay what they are."""
+        self.check_drawing()
+        pipeline, name = self.pipeline(), self._checkpoint.stem if self._checkpoint else ""
+        with (
+            frozen(_parts(pipeline)),
+            draw.drawing(pipeline, name, sampler, self.resolve, self._pictures) as pen,
+        ):
+            yield pen
+
+    def data_folder(self) -> Path | None:
+        """Where this system's programs keep what they can do without; None for a user without a home."""
+        own = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
+        try:
+            return (Path(own) if own else Path.home() / ".cache") / "ziplora"
+        except RuntimeError:
+            return None
+
     def _where(self) -> str:
         folders = ", ".join(str(folder) for folder in self._lora_dirs)
         return f"Installed LoRAs are looked for in {folders}." if folders else "Give the path of its file."
+
+
+def _parts(pipeline: Any) -> list[nn.Module]:
+    return [pipeline.unet, pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2]
 
 
 @contextmanager

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import math
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from ..errors import LoraFileError
 from ..hosts import Host, InstalledLora
-from ..lora.header import LoraHeader, inspect_header, unsupported_reason
+from ..lora.bases import BASE_NAMES
+from ..lora.converting import FAMILY_NAMES
+from .judging import Judge, Judgement, judge_of
+from .kept import data_folder
+from .suggesting import suggested_prompt
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,11 @@ class CatalogEntry:
         prompt: a prompt to start from, or "".
         usable: it can be merged.
         reason: why not, as a sentence; "" when usable.
+        ranks: the distinct ranks, ascending.
+        family: ``lora``, another family, or several joined with ``+``; "" for an unreadable file.
+        size: of the file, bytes.
+        activation: what the user's card says to write into prompts, or "".
+        pending: it has not been judged yet; what is said of it is a guess.
     """
 
     name: str
@@ -37,68 +45,70 @@ class CatalogEntry:
     prompt: str
     usable: bool
     reason: str
+    ranks: tuple[int, ...] = ()
+    family: str = ""
+    size: int = 0
+    activation: str = ""
+    pending: bool = False
+
+    @property
+    def base_name(self) -> str:
+        """What people call its base model; "" for an unreadable file."""
+        return BASE_NAMES.get(self.base, self.base)
+
+    @property
+    def family_name(self) -> str:
+        """What people call its family; "" for an unreadable file."""
+        return " + ".join(FAMILY_NAMES.get(one, one) for one in self.family.split("+"))
 
 
 def catalog(host: Host) -> list[CatalogEntry]:
     """Every LoRA that the host lists, in its order; unusable ones with the reason."""
-    return [_entry(lora) for lora in host.loras()]
+    return judged(host.loras(), host)
+
+
+def judged(loras: Sequence[InstalledLora], host: Host, patience: float = math.inf) -> list[CatalogEntry]:
+    """LoRAs with what their files' headers say, in their order.
+
+    Args:
+        loras: that the host has listed.
+        host: that has listed them.
+        patience: seconds in which files may be read; those that are left are ``pending``.
+    """
+    judge = judge_of(data_folder(host))
+    end = time.monotonic() + patience
+    entries = [_entry(lora, judge, time.monotonic() < end) for lora in loras]
+    judge.keep()
+    return entries
 
 
 def prompt_for(host: Host, name: str) -> str:
     """A prompt for an installed LoRA (or a file) from its card or its training metadata, or ""."""
     path = host.resolve(name)
-    card: Mapping[str, Any] = next((lora.user_metadata for lora in host.loras() if lora.path == path), {})
-    return _prompt(card, _header(path).metadata)
+    found = judge_of(data_folder(host)).judge(path)
+    card = next((lora.user_metadata for lora in host.loras() if lora.path == path), {})
+    return suggested_prompt(card, {}) or found.prompt
 
 
-def _entry(lora: InstalledLora) -> CatalogEntry:
+def _entry(lora: InstalledLora, judge: Judge, may_read: bool) -> CatalogEntry:
     try:
-        header = _header(lora.path)
-    except LoraFileError as error:
+        found = judge.judge(lora.path) if may_read else judge.remembered(lora.path)
+        size = lora.path.stat().st_size
+    except (LoraFileError, OSError) as error:
         return CatalogEntry(lora.name, lora.path, "", 0, 0, "", False, str(error))
-    reason = unsupported_reason(header) or ("" if header.layers else f"{lora.name} has no LoRA layers.")
+    known = found or Judgement("", "", (), 0, "", "")
     return CatalogEntry(
         name=lora.name,
         path=lora.path,
-        base=header.base,
-        rank=header.rank,
-        layers=header.layers,
-        prompt=_prompt(lora.user_metadata, header.metadata),
-        usable=not reason,
-        reason=reason,
+        base=known.base,
+        rank=max(known.ranks, default=0),
+        layers=known.layers,
+        prompt=suggested_prompt(lora.user_metadata, {}) or known.prompt,
+        usable=not known.reason,
+        reason=known.reason,
+        ranks=known.ranks,
+        family=known.family,
+        size=size,
+        activation=suggested_prompt({"activation text": lora.user_metadata.get("activation text")}, {}),
+        pending=found is None,
     )
-
-
-def _header(path: Path) -> LoraHeader:
-    """The file's header; read again only when the file has changed."""
-    try:
-        stat = path.stat()
-    except OSError as error:
-        raise LoraFileError(f"{path.name} can't be read ({error.strerror}). Refresh the list.") from error
-    return _cached_header(path, stat.st_mtime_ns, stat.st_size)
-
-
-@lru_cache(maxsize=4096)
-def _cached_header(path: Path, modified: int, size: int) -> LoraHeader:
-    return inspect_header(path)
-
-
-def _prompt(card: Mapping[str, Any], metadata: Mapping[str, str]) -> str:
-    """Activation text, else the trainer's trigger phrase, its most frequent tag, its output name."""
-    for text in (card.get("activation text"), metadata.get("modelspec.trigger_phrase"), _top_tag(metadata)):
-        if isinstance(text, str) and text.strip():
-            return text.strip()
-    return metadata.get("ss_output_name", "").replace("_", " ").strip()
-
-
-def _top_tag(metadata: Mapping[str, str]) -> str:
-    """The tag that most training captions have (kohya: {"folder": {"tag": count}})."""
-    try:
-        folders = json.loads(metadata.get("ss_tag_frequency", "{}"))
-        counts: dict[str, int] = {}
-        for tags in folders.values():
-            for tag, count in tags.items():
-                counts[tag] = counts.get(tag, 0) + int(count)
-    except (ValueError, AttributeError, TypeError, OverflowError, RecursionError):
-        return ""
-    return max(counts, key=lambda tag: counts[tag], default="")

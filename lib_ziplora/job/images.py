@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import ConfigError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 def check_images(paths: Sequence[str]) -> None:
@@ -44,6 +49,25 @@ def load_images(paths: Sequence[str], width: int, height: int) -> Tensor:
             fitted = ImageOps.fit(_on_white(upright), (width, height), Image.Resampling.LANCZOS)
         images.append(torch.from_numpy(np.asarray(fitted, dtype=np.float32) / 255).permute(2, 0, 1))
     return torch.stack(images)
+
+
+def save_png(image: Image, about: Mapping[str, str], file: Path) -> None:
+    """Write a picture as a PNG, whatever the file is called.
+
+    Args:
+        image: a PIL image.
+        about: its text chunks; ``parameters`` is the infotext.
+        file: to be written.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    from PIL import PngImagePlugin
+
+    chunks = PngImagePlugin.PngInfo()
+    for key, text in about.items():
+        chunks.add_text(key, text)
+    image.save(file, "png", pnginfo=chunks)
 
 
 @contextmanager

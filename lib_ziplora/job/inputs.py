@@ -14,7 +14,7 @@ from ..config import LoraInput, MergeRequest, parse_rank
 from ..errors import ConfigError, IncompatibleError
 from ..hosts import Host
 from ..lora.algebra import Pairing, pair, scale
-from ..lora.file import check_output, expected_size, read_lora
+from ..lora.file import check_output, copied, expected_size, mapped, read_loras
 from ..lora.layer import Lora, LoraLayer
 from ..lora.lowrank import RankRule
 from ..lora.sidecar import check_sidecar
@@ -22,6 +22,7 @@ from .catalog import prompt_for
 from .layers import kept_extras
 from .memory import memory_in_words
 from .progress import Meter
+from .suggesting import Prompted, combined_prompt
 from .weights import checkpoint_weights
 
 
@@ -108,13 +109,18 @@ def read_inputs(
         ZipLoraError: a file can't be read, two don't fit, or there is no room for the result.
     """
     rule = RankRule(request.settings.kept_energy)
-    loras, sizes = [], []
-    with memory_in_words(), checkpoint_weights(list(files), host) as weights:
-        for file in files:
-            meter.enter("reading", f"Reading {file.stem}")
-            loras.append(read_lora(file, weights, rule, meter.stop_if_interrupted))
-            sizes.append(file.stat().st_size)
+    # A learned merge takes long, and nobody should have to leave a LoRA alone meanwhile.
+    placing = mapped if request.settings.method == "direct" else copied
+
+    def begin(file: Path) -> None:
+        if file != files[0]:
             meter.advance(1)
+        meter.enter("reading", f"Reading {file.stem}")
+
+    with memory_in_words(), checkpoint_weights(list(files), host) as weights:
+        loras = read_loras(files, weights, rule, begin, meter.stop_if_interrupted, placing)
+    sizes = [file.stat().st_size for file in files]
+    meter.advance(1)
     for first, second in itertools.combinations(loras, 2):
         if first.sha256 == second.sha256:
             raise IncompatibleError(
@@ -177,3 +183,22 @@ def with_prompt(chosen: LoraInput, host: Host) -> LoraInput:
             "Write the prompt that draws it, trigger words included."
         )
     return dataclasses.replace(chosen, prompt=prompt)
+
+
+def settled(request: MergeRequest, host: Host) -> MergeRequest:
+    """The request with every prompt in place: each LoRA's own, and the one for all together.
+
+    Raises:
+        ConfigError: a LoRA has no prompt, or the method needs one for all together and none can be made.
+    """
+    loras = tuple(with_prompt(chosen, host) for chosen in request.loras)
+    settings = request.settings
+    if settings.wants_combined and not settings.combined_prompt.strip():
+        parts = [Prompted(lora.role, lora.prompt, prompt_for(host, lora.lora)) for lora in loras]
+        settings = dataclasses.replace(settings, combined_prompt=combined_prompt(parts))
+    if settings.method == "balanced" and not settings.combined_prompt.strip():
+        raise ConfigError(
+            "The method balanced needs a prompt for both together, and none can be made of the LoRAs' own. "
+            "Write one, with the trigger words of all of them."
+        )
+    return dataclasses.replace(request, loras=loras, settings=settings)

@@ -18,12 +18,15 @@ from ..lora.layer import Lora, LoraLayer
 from .inputs import require_common
 from .memory import memory_in_words
 
-KINDS = ("self-attention", "cross-attention", "feed-forward", "other")
+KINDS = ("self-attention", "cross-attention", "feed-forward", "convolution", "other")
 WORK_LIMIT = 3e10
 """Multiplications that may be spent on a comparison: a second or two of one core."""
 
 _UNET = re.compile(r"lora_unet_(input_blocks|middle_block|output_blocks)(?:_(\d+))?")
 _KIND_OF = (("attn1", 0), ("self_attn", 0), ("attn2", 1), ("ff_net", 2), ("mlp", 2))
+_CONVOLUTION = re.compile(
+    r"(in_layers_2|out_layers_3|skip_connection|_op|_conv|lora_unet_input_blocks_0_0|lora_unet_out_2)$"
+)
 _ORDER = {"input": 0, "middle": 1, "output": 2, "rest": 3, "text": 4}
 
 Place = tuple[str, str]
@@ -97,7 +100,7 @@ def measure(loras: Sequence[Lora]) -> Overlap:
     for name in chosen:
         pairs = list(itertools.combinations(owners[name], 2))
         found[place_of(name)].append(sum(column_overlap(a, b) for a, b in pairs) / len(pairs))
-    places = {place: _mean(found[place]) for place in sorted(found, key=_network_order)}
+    places = {place: _mean(found[place]) for place in sorted(found, key=network_order)}
     chance = _mean([math.sqrt(2 / (math.pi * owners[name][0].out_features)) for name in chosen])
     everything = [value for values in found.values() for value in values]
     return Overlap(places, _mean(everything), chance, len(chosen), len(owners), obstacle)
@@ -124,7 +127,8 @@ def _work(layers: Sequence[LoraLayer]) -> float:
 
 def place_of(name: str) -> Place:
     """Where in the network a layer is, by its canonical name, and of which kind."""
-    kind = next((KINDS[index] for word, index in _KIND_OF if word in name), KINDS[3])
+    index = next((index for word, index in _KIND_OF if word in name), 3 if _CONVOLUTION.search(name) else 4)
+    kind = KINDS[index]
     if name.startswith("lora_te"):
         return f"text encoder {name[len('lora_te') : len('lora_te') + 1]}", kind
     found = _UNET.match(name)
@@ -134,7 +138,8 @@ def place_of(name: str) -> Place:
     return (side if side == "middle" else f"{side} {number}"), kind
 
 
-def _network_order(place: Place) -> tuple[int, int, int]:
+def network_order(place: Place) -> tuple[int, int, int]:
+    """Key that sorts places as the network runs: input, middle, output, the rest, text encoders."""
     words = place[0].split()
     number = int(words[-1]) if words[-1].isdigit() else 0
     return _ORDER[words[0]], number, KINDS.index(place[1])

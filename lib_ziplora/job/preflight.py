@@ -12,6 +12,7 @@ from ..errors import ZipLoraError
 from ..hosts import Host
 from ..lora.file import FileShapes, expected_size, file_shapes, inspect_header
 from .inputs import require_different, target_of, with_prompt
+from .memory import memory_remark
 from .overlap import Overlap, overlap_of
 from .split import split_targets
 from .weights import check_readable
@@ -67,7 +68,7 @@ def preflight(request: MergeRequest, host: Host) -> Preflight:
     return Preflight(
         names,
         _different(problems),
-        tuple(_remarks(files, overlap)),
+        (*_remarks(files, overlap), *_memory(request, shapes)),
         common,
         single,
         _size(request, shapes),
@@ -168,6 +169,14 @@ def _remarks(files: Sequence[Path], overlap: Overlap | None) -> list[str]:
     if overlap and overlap.measured < overlap.common:
         found.append(f"The overlap is that of {overlap.measured} layers, some of every block.")
     return found
+
+
+def _memory(request: MergeRequest, shapes: Sequence[FileShapes]) -> list[str]:
+    unets = [
+        {name: layer for name, layer in one.layers.items() if name.startswith("lora_unet")} for one in shapes
+    ]
+    remark = memory_remark(unets, request.settings)
+    return [remark] if remark else []
 
 
 def advice(overlap: Overlap, method: str) -> str:

@@ -14,6 +14,7 @@ from typing import Literal
 from ..config import MergeRequest
 from ..errors import Interrupted, OutputError, ZipLoraError
 from ..hosts import Host, Progress
+from .card import with_card
 from .reexport import ReexportRequest, check_reexport, reexport
 from .report import MergeReport
 from .run import check, run
@@ -81,6 +82,7 @@ class JobQueue:
         host: where the merges run.
         remembered: jobs that are held; the oldest that has ended makes room for a new one.
         wording: from a failed request and the sentence about it to the sentence that is kept.
+        on_done: told of every request that was carried out, and how it went.
     """
 
     def __init__(
@@ -88,9 +90,10 @@ class JobQueue:
         host: Host,
         remembered: int = REMEMBERED,
         wording: Callable[[Request, str], str] = lambda _request, sentence: sentence,
+        on_done: Callable[[Request, MergeReport], None] = lambda _request, _report: None,
     ) -> None:
         self._host = host
-        self._wording = wording
+        self._wording, self._on_done = wording, on_done
         self._remembered = remembered
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._worker: threading.Thread | None = None
@@ -213,6 +216,8 @@ class JobQueue:
             job.state, job.started = "running", time.time()
         state, report, sentence = _outcome(job, self._host)
         error = sentence and self._wording(job.request, sentence)
+        if report is not None:
+            self._on_done(job.request, report)
         with self._lock:
             self._end(job, state, report, error)
 
@@ -229,8 +234,8 @@ def _outcome(job: Job, host: Host) -> tuple[State, MergeReport | None, str]:
 
     try:
         if isinstance(job.request, ReexportRequest):
-            return "done", reexport(job.request, host, follow), ""
-        return "done", run(job.request, host, follow), ""
+            return "done", with_card(reexport(job.request, host, follow), host), ""
+        return "done", with_card(run(job.request, host, follow), host), ""
     except Interrupted as stop:
         return "interrupted", None, str(stop)
     except ZipLoraError as error:

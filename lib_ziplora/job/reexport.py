@@ -36,6 +36,7 @@ class ReexportRequest:
         rank: as in ``MergeSettings``; "" is that of the merge.
         precision: as in ``MergeSettings``; "" is that of the merge.
         split: write each LoRA's part as a file too.
+        report: as in ``MergeRequest``.
     """
 
     source: str
@@ -46,6 +47,7 @@ class ReexportRequest:
     rank: str = ""
     precision: str = ""
     split: bool = False
+    report: bool = False
 
     def __post_init__(self) -> None:
         if not self.source:
@@ -118,6 +120,7 @@ def reexport(
         checkpoint=plan.saved.checkpoint,
         warnings=tuple(_other_checkpoint(plan, files, host)),
         origin={"of": plan.path.stem, "weights": list(plan.strengths)},
+        history=plan.saved.history,
     )
     return write(result, host, meter, started)
 
@@ -131,7 +134,8 @@ def _plan(request: ReexportRequest, host: Host) -> _Plan:
         for lora, strength in zip(saved.loras, strengths, strict=True)
     )
     settings = request.settings(saved.settings)
-    return _Plan(saved, path, strengths, MergeRequest(loras, request.output, request.overwrite, settings))
+    merge = MergeRequest(loras, request.output, request.overwrite, settings, request.report)
+    return _Plan(saved, path, strengths, merge)
 
 
 def _strengths(request: ReexportRequest, saved: SavedMerge, name: str) -> tuple[float, ...]:

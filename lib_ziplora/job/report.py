@@ -24,7 +24,8 @@ class MergeReport:
         name: its stem, as in ``<lora:name:1>``.
         method: ``ziplora``, ``instant`` or ``direct``.
         steps: updates that were made.
-        mean_travel: mean |m - 1| over all coefficients at the end.
+        mean_travel: mean distance of the coefficients from where they began (1, or the balanced strength), at
+            the end.
         similarity_start: mean |m_a * m_b| over the pairs of LoRAs before the first update (1: the
             plain sum).
         similarity_end: the same after the last.
@@ -36,16 +37,22 @@ class MergeReport:
         common_layers: layers that at least two LoRAs have.
         single_layers: for each LoRA (``subject``, ``style``; ``subject 2`` of several), the number of
             layers that it alone has.
+        strengths: each LoRA's strength in the plain sum that the combined prompt's term, or the method
+            balanced, holds to; empty where neither is used.
+        subject_share: the subject's share in that sum's pictures, 1 for what the subject's LoRA draws by
+            itself and 0 for the style's; None where it was not measured.
         rank: the largest rank in the file.
         split: the names of the files with each LoRA's part, when asked for.
         sidecar: the name of the file beside it that holds the coefficients.
+        report_files: the names of the page and the JSON file about it, when asked for.
         rank_error: relative error of all layers together that a lower rank than ``exact`` has cost.
         skipped_steps: updates left out because a gradient was not finite.
         stopped_early: fewer updates than asked for.
+        plan: how the updates were made, by the memory that was free; "" where there were none.
         unknown: tensors of the inputs that belong to no layer we know, by file.
         seconds: from start to end.
         warnings: sentences for people.
-        sha256: of the written file.
+        model_hash: sha256 of the written file's tensors, its ``sshs_model_hash``, by which the WebUI knows it.
         checkpoint: what it was merged against; "" for a direct merge.
         settings: as they were used.
     """
@@ -57,7 +64,7 @@ class MergeReport:
     common_layers: int
     single_layers: Mapping[str, int]
     rank: int
-    sha256: str
+    model_hash: str
     settings: MergeSettings
     checkpoint: str = ""
     mean_travel: float = 0.0
@@ -67,11 +74,15 @@ class MergeReport:
     loss_end: float | None = None
     heldout_loss_start: float | None = None
     heldout_loss_end: float | None = None
+    strengths: tuple[float, ...] = ()
+    subject_share: float | None = None
     rank_error: float = 0.0
     split: tuple[str, ...] = ()
     sidecar: str = ""
+    report_files: tuple[str, ...] = ()
     skipped_steps: int = 0
     stopped_early: bool = False
+    plan: str = ""
     unknown: dict[str, tuple[str, ...]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     seconds: float = 0.0
@@ -103,14 +114,17 @@ class Learnt:
     heldout_loss_end: float
     skipped_steps: int
     stopped_early: bool
+    strengths: tuple[float, ...] = ()
+    subject_share: float | None = None
+    plan: str = ""
 
     def warnings(self) -> list[str]:
         """Honest sentences where the run did not do what it is for."""
         found = []
-        if self.mean_travel < MOVED:
+        if self.steps and self.mean_travel < MOVED:
             found.append(
-                f"The coefficients have hardly moved (mean |m - 1| = {self.mean_travel:.4f}): the result is "
-                "nearly the plain sum. Raise the learning rate or the number of updates."
+                f"The coefficients have hardly moved (mean distance from the start: {self.mean_travel:.4f}): the "
+                "result is nearly the plain sum. Raise the learning rate or the number of updates."
             )
         if self.heldout_loss_end > self.heldout_loss_start:
             found.append(

@@ -10,9 +10,9 @@ from ..config import MergeRequest, MergeSettings
 from ..hosts import Host, Progress
 from ..lora.header import inspect_header
 from .images import check_images
-from .inputs import Inputs, read_inputs, require_common, require_different, target_of, with_prompt
+from .inputs import Inputs, read_inputs, require_common, require_different, settled, target_of
 from .memory import memory_in_words
-from .progress import Meter, units_of
+from .progress import Meter, Part, units_of
 from .report import MergeReport
 from .split import split_targets
 from .training import learn
@@ -36,13 +36,15 @@ def check(request: MergeRequest, host: Host) -> None:
         check_readable(path, host)
     require_different(request, files)
     if request.settings.method != "direct":
+        settled(request, host)
         for chosen in request.loras:
-            with_prompt(chosen, host)
             check_images(chosen.images)
         host.check()
 
 
-def run(request: MergeRequest, host: Host, on_event: OnEvent | None = None) -> MergeReport:
+def run(
+    request: MergeRequest, host: Host, on_event: OnEvent | None = None, part: Part | None = None
+) -> MergeReport:
     """Merge LoRAs into one file.
 
     Args:
@@ -50,6 +52,7 @@ def run(request: MergeRequest, host: Host, on_event: OnEvent | None = None) -> M
         host: where the LoRAs are installed and the checkpoint is loaded. Its lock is the
             caller's business (``Host.exclusive``, ``Host.wrap_task``).
         on_event: told of every step.
+        part: where it stands when several merges are made one after the other.
 
     Returns:
         What was written and how it went; the file has been read back and compared.
@@ -60,7 +63,9 @@ def run(request: MergeRequest, host: Host, on_event: OnEvent | None = None) -> M
     """
     started = time.monotonic()
     check(request, host)
-    meter = Meter(host, on_event, units_of(request))
+    if request.settings.method != "direct":
+        request = settled(request, host)
+    meter = Meter(host, on_event, units_of(request), part=part)
     files = [host.resolve(chosen.lora) for chosen in request.loras]
     inputs = read_inputs(request, files, target_of(request, host), host, meter)
     if request.settings.method != "direct":
@@ -77,13 +82,13 @@ def _learnt(inputs: Inputs, host: Host, meter: Meter) -> Result:
     require_common(inputs.loras, inputs.pairing)
     request = inputs.request
     with memory_in_words(), host.open() as session:
-        chosen = [with_prompt(lora, host) for lora in request.loras]
         deltas = {name: layer.delta for name, layer in text_layers(inputs)[0].items()}
         settings = _sized(request.settings, session.native_size)
         inputs = dataclasses.replace(inputs, request=dataclasses.replace(request, settings=settings))
-        learnt, coefficients = learn(session, inputs.concepts(), chosen, deltas, settings, meter)
+        learnt, coefficients = learn(session, inputs.concepts(), request.loras, deltas, settings, meter)
         figures = dataclasses.asdict(learnt)
-    return Result(inputs, coefficients, figures, host.checkpoint(), tuple(learnt.warnings()))
+    warnings, history = tuple(learnt.warnings()), tuple(meter.history)
+    return Result(inputs, coefficients, figures, host.checkpoint(), warnings, history=history)
 
 
 def _sized(settings: MergeSettings, native: int) -> MergeSettings:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +21,7 @@ from ..lora.sidecar import ENDING, Sidecar, damaged, read_sidecar, sidecar_path
 LORA_ENDING = ".safetensors"
 CHUNK = 1 << 22
 SHOWN_DIGITS = 12
+HISTORY_DIGITS = 6
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class SavedMerge:
         coefficients: of each LoRA; empty after a plain sum.
         checkpoint: what it was merged against; empty names after a plain sum.
         summary: figures of the learning.
+        history: figures of every update (``Progress.metrics``); empty where there was none.
     """
 
     loras: tuple[LoraInput, ...]
@@ -51,6 +53,7 @@ class SavedMerge:
     coefficients: tuple[Vectors, ...]
     checkpoint: CheckpointInfo
     summary: Mapping[str, float]
+    history: tuple[Mapping[str, float], ...] = ()
 
     def pack(self) -> bytes:
         """The bytes of the file that holds it."""
@@ -61,6 +64,7 @@ class SavedMerge:
             "checkpoint": dataclasses.asdict(self.checkpoint),
             "summary": dict(self.summary),
             "learnt": bool(self.coefficients),
+            "history": _columns(self.history),
         }
         return Sidecar(self.coefficients or tuple({} for _ in self.loras), about).pack()
 
@@ -78,12 +82,13 @@ class SavedMerge:
             checkpoint = CheckpointInfo(str(about["checkpoint"]["name"]), str(about["checkpoint"]["sha256"]))
             summary = {name: value for name, value in about["summary"].items() if type(value) in (int, float)}
             settings = settings_from(about["settings"])
+            history = _steps(about.get("history", ()))
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError, ConfigError) as error:
             raise damaged(path) from error
         if not len(loras) == len(sources) == len(sidecar.vectors) >= 2:
             raise damaged(path)
         coefficients = sidecar.vectors if about.get("learnt") else ()
-        return SavedMerge(loras, settings, sources, coefficients, checkpoint, summary)
+        return SavedMerge(loras, settings, sources, coefficients, checkpoint, summary, history)
 
 
 def _lora_input(item: Mapping[str, Any]) -> LoraInput:
@@ -94,6 +99,18 @@ def _lora_input(item: Mapping[str, Any]) -> LoraInput:
         tuple(str(image) for image in item["images"]),
         item["role"],
     )
+
+
+def _columns(history: Sequence[Mapping[str, float]]) -> list[list[Any]]:
+    """Each figure's name and its values, in the order of the figures."""
+    names = list(history[0]) if history else []
+    return [[name, *(float(f"{step[name]:.{HISTORY_DIGITS}g}") for step in history)] for name in names]
+
+
+def _steps(columns: Sequence[Sequence[Any]]) -> tuple[Mapping[str, float], ...]:
+    names = [str(name) for name, *_ in columns]
+    rows = zip(*(map(float, values) for _, *values in columns), strict=True)
+    return tuple(dict(zip(names, row, strict=True)) for row in rows)
 
 
 def _source(item: Mapping[str, Any]) -> Source:
@@ -127,6 +144,20 @@ def saved_path(name: str, host: Host) -> Path:
             "that ZipLoRA made have it, and the two must be moved together. Merge again."
         )
     return path
+
+
+def merged_file(path: Path) -> Path:
+    """The merged LoRA that a file of coefficients lies beside.
+
+    Raises:
+        LoraFileError: it is gone.
+    """
+    lora = path.with_suffix(LORA_ENDING)
+    if not lora.is_file():
+        raise LoraFileError(
+            f"{lora.name} is not beside {path.name} any more. Put it back, or re-export it from its coefficients."
+        )
+    return lora
 
 
 def _without_lora(name: str, host: Host) -> Path | None:

@@ -20,6 +20,7 @@ from .inputs import Inputs
 from .layers import at_rank, converted_warning, extras_warnings, rank_error
 from .progress import Meter
 from .report import SUMMARY, MergeReport
+from .reporting import reported
 from .saved import SavedMerge, Source
 from .split import split_targets
 
@@ -37,6 +38,7 @@ class Result:
         checkpoint: what it was merged against.
         warnings: sentences about how it went.
         origin: of a merge that is exported again, what it is made of.
+        history: figures of every update.
     """
 
     inputs: Inputs
@@ -45,6 +47,7 @@ class Result:
     checkpoint: CheckpointInfo = field(default_factory=lambda: CheckpointInfo("", ""))
     warnings: tuple[str, ...] = ()
     origin: Mapping[str, Any] = field(default_factory=dict)
+    history: tuple[Mapping[str, float], ...] = ()
 
 
 def text_layers(inputs: Inputs) -> tuple[dict[str, LoraLayer], list[Approximation]]:
@@ -89,24 +92,26 @@ def write(result: Result, host: Host, meter: Meter, started: float) -> MergeRepo
         split=tuple(path.stem for path in parts),
         sidecar=side.name,
     )
-    saved = _saved(result, report).pack()
-    note = {"file": side.name, "sha256": hashlib.sha256(saved).hexdigest()}
+    saved = _saved(result, report)
+    packed = saved.pack()
+    note = {"file": side.name, "sha256": hashlib.sha256(packed).hexdigest()}
     with all_or_none((*parts, side, inputs.target)) as written:
         for index, path in enumerate(parts):
             _write_part(result, report, index, path)
             written.append(path)
-        write_sidecar(side, saved, inputs.request.overwrite)
+        write_sidecar(side, packed, inputs.request.overwrite)
         written.append(side)
         meter.enter("writing", f"Writing {inputs.target.name}")
         recipe = {**_recipe(result, report), "coefficients": note}
         metadata = merged_metadata(report.name, layers, inputs.loras, recipe)
         meter.stop_if_interrupted()
-        digest = _write_lora(inputs, inputs.target, layers, metadata)
+        model_hash = _write_lora(inputs, inputs.target, layers, metadata)
     for path in (*parts, inputs.target):
         host.refresh(path)
     seconds = time.monotonic() - started
     meter.finish(f"Wrote {inputs.target.name} in {seconds:.0f} s")
-    return dataclasses.replace(report, sha256=digest, seconds=round(seconds, 2))
+    done = dataclasses.replace(report, model_hash=model_hash, seconds=round(seconds, 2))
+    return reported(done, saved, inputs.target, inputs.request.report)
 
 
 def _write_part(result: Result, report: MergeReport, index: int, path: Path) -> None:
@@ -138,6 +143,7 @@ def _saved(result: Result, report: MergeReport) -> SavedMerge:
         coefficients=result.coefficients,
         checkpoint=result.checkpoint,
         summary={name: getattr(report, name) for name in SUMMARY},
+        history=result.history,
     )
 
 
@@ -161,7 +167,7 @@ def _report(result: Result, layers: Mapping[str, LoraLayer]) -> MergeReport:
         common_layers=len(inputs.pairing.common),
         single_layers=dict(zip(inputs.request.labels, single, strict=True)),
         rank=max(layer.rank for layer in layers.values()),
-        sha256="",
+        model_hash="",
         settings=settings,
         checkpoint=result.checkpoint.name,
         unknown=unknown,

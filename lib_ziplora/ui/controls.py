@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import gradio as gr
@@ -15,24 +15,23 @@ FINEST_SLIDER = 1000
 MOST_RADIO_BUTTONS = 4
 
 
-def setting_controls(values: Mapping[str, Any]) -> dict[str, Any]:
+def setting_controls(values: Mapping[str, Any], elsewhere: Collection[str] = ()) -> dict[str, Any]:
     """A control for every setting, the advanced ones in an accordion.
 
     Args:
         values: field name of ``MergeSettings`` -> what its control begins with.
+        elsewhere: the fields whose controls stand in another place.
     """
-    fields = setting_fields()
-    made = {
-        name: _control(name, option, values[name]) for name, option in fields.items() if not option.advanced
-    }
+    fields = {name: option for name, option in setting_fields().items() if name not in elsewhere}
+    made = {name: setting_control(name, values[name]) for name, o in fields.items() if not o.advanced}
     with gr.Accordion("Advanced settings", open=False, elem_id="ziplora_advanced"):
-        made |= {
-            name: _control(name, option, values[name]) for name, option in fields.items() if option.advanced
-        }
+        made |= {name: setting_control(name, values[name]) for name, o in fields.items() if o.advanced}
     return made
 
 
-def _control(name: str, option: Option, value: Any) -> Any:
+def setting_control(name: str, value: Any) -> Any:
+    """The control of one setting, which begins with a value."""
+    option = setting_fields()[name]
     kind, arguments = control_of(name, option)
     shown = {"label": option.label, "info": option.help, "elem_id": f"ziplora_{name}"}
     return unsaved(kind(value=value, **shown, **arguments))

@@ -11,7 +11,7 @@ from ..config import ROLES, LoraInput, MergeRequest, setting_fields, settings_fr
 from ..errors import ConfigError
 from ..job import ReexportRequest, Steerable
 
-OUTPUT_FIELDS = ("output", "overwrite")
+OUTPUT_FIELDS = ("output", "overwrite", "report")
 LONGEST_STEM = 160
 """Bytes of a suggested name, so that a number and an extension still fit."""
 STRENGTHS = 6
@@ -24,8 +24,9 @@ STEER_VALUES = (
     "steer_split",
     "steer_output",
     "steer_overwrite",
+    "report",
 )
-"""The values that the steering panel sends."""
+"""The values that the steering panel sends; the report is the form's own."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ def request_from(values: Sequence[Any], slots: Sequence[Slot] = SLOTS) -> MergeR
     output = str(given["output"] or "").strip()
     if not output:
         raise ConfigError("The merged LoRA has no name. Type one into Output name.")
-    return MergeRequest(loras, output, bool(given["overwrite"]), settings_from(settings))
+    report = bool(given["report"])
+    return MergeRequest(loras, output, bool(given["overwrite"]), settings_from(settings), report)
 
 
 def both_chosen(values: Sequence[Any]) -> bool:
@@ -121,6 +123,7 @@ def reexport_from(values: Sequence[Any], merge: Steerable) -> ReexportRequest:
         str(given["steer_rank"] or "").strip(),
         str(given["steer_precision"] or ""),
         bool(given["steer_split"]),
+        bool(given["report"]),
     )
 
 

@@ -13,10 +13,11 @@ from typing import Any
 from .. import job
 from ..config import MergeRequest
 from ..errors import ConfigError, ZipLoraError
-from ..hosts import Host, InstalledLora, Progress
-from ..job import CatalogEntry, MergeReport, Pace, Preflight, ReexportRequest, Steerable
+from ..hosts import Host, Progress
+from ..job import MergeReport, Pace, Preflight, RecentMerges, ReexportRequest, Steerable
 from . import text
 from .forms import STRENGTHS, both_chosen, free_name, reexport_from, request_from, suggested_name
+from .shelf import Judged, Shelf
 from .tasks import Follow, Outcome, Tickets
 from .verdict import verdict
 
@@ -29,11 +30,11 @@ class Engine:
 
     check: Callable[[MergeRequest, Host], None] = job.check
     run: Callable[[MergeRequest, Host, Callable[[Progress], None]], MergeReport] = job.run
-    catalog: Callable[[Host], Sequence[CatalogEntry]] = job.catalog
-    prompt_for: Callable[[Host, str], str] = job.prompt_for
+    judged: Judged = job.judged
     preflight: Callable[[MergeRequest, Host], Preflight] = job.preflight
     check_reexport: Callable[[ReexportRequest, Host], None] = job.check_reexport
     reexport: Callable[[ReexportRequest, Host, Callable[[Progress], None]], MergeReport] = job.reexport
+    with_card: Callable[[MergeReport, Host], MergeReport] = job.with_card
     steerables: Callable[[Host], Sequence[str]] = job.steerables
     steerable: Callable[[Host, str], Steerable] = job.steerable
 
@@ -56,7 +57,8 @@ class Desk(Tickets):
     def __init__(self, host: Host, engine: Engine | None = None) -> None:
         super().__init__(host)
         self.engine = engine or Engine()
-        self._entries: dict[str, CatalogEntry] = {}
+        self.shelf = Shelf(host, self.engine.judged)
+        self.recent = RecentMerges(job.data_folder(host))
         self._pace = Pace()
 
     # Pickers
@@ -65,36 +67,9 @@ class Desk(Tickets):
         """Every installed LoRA's name, without reading a file."""
         return [lora.name for lora in self.host.loras()]
 
-    def refresh(self) -> list[str]:
-        """The names for the pickers, read anew: usable LoRAs first, the others after them."""
-        entries = list(self.engine.catalog(self.host))
-        self._entries = {entry.name: entry for entry in entries}
-        return [entry.name for entry in sorted(entries, key=lambda entry: not entry.usable)]
-
-    def facts(self, name: str | None) -> str:
-        """The line under a picker."""
-        if not name:
-            return text.facts(None, "", "")
-        lora = self._lora(name)
-        activation = str(lora.user_metadata.get("activation text") or "") if lora else ""
-        return text.facts(self._entry(name), activation, name)
-
-    def prompt(self, name: str | None) -> str:
-        """The prompt that a LoRA's metadata suggests, or an empty string."""
-        entry = self._entry(name) if name else None
-        return self.engine.prompt_for(self.host, entry.name) if entry and entry.usable else ""
-
     def output_name(self, subject: str | None, style: str | None) -> str:
         """A free name for the merge of the two."""
-        return suggested_name(subject, style, self.installed())
-
-    def _entry(self, name: str) -> CatalogEntry | None:
-        if name not in self._entries:
-            self.refresh()
-        return self._entries.get(name)
-
-    def _lora(self, name: str) -> InstalledLora | None:
-        return next((lora for lora in self.host.loras() if lora.name == name), None)
+        return suggested_name(subject, style, self.shelf.names())
 
     # Merging
 
@@ -109,7 +84,9 @@ class Desk(Tickets):
             request = request_from(values)
             report = self.engine.run(request, self.host, follow)
             self._pace.note(request, report)
-            return report
+            self.recent.note(request)
+            self.shelf.forget()
+            return self.engine.with_card(report, self.host)
 
         return self.perform(ticket, run)
 
@@ -158,9 +135,12 @@ class Desk(Tickets):
 
     def work_reexport(self, ticket: str, values: Sequence[Any]) -> Outcome:
         """``perform`` the re-export that the steering panel's values ask for."""
-        return self.perform(
-            ticket, lambda follow: self.engine.reexport(self._reexport(values), self.host, follow)
-        )
+
+        def run(follow: Follow) -> MergeReport:
+            report = self.engine.reexport(self._reexport(values), self.host, follow)
+            return self.engine.with_card(report, self.host)
+
+        return self.perform(ticket, run)
 
     def _reexport(self, values: Sequence[Any]) -> ReexportRequest:
         name = str(values[0] or "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -10,8 +11,10 @@ import gradio as gr
 from ..hosts import Host
 from . import text
 from .compat import javascript, quiet
+from .explain import explain_to
 from .forms import STEER_VALUES, value_names
 from .handlers import Desk
+from .matrix import MATRIX_VALUES, prepare_matrix, work_matrix
 from .pickers import Controls, prefilled
 from .steer import steer_to
 from .tasks import Outcome
@@ -20,8 +23,8 @@ SHOWN = ("result", "tag", "tag_panel", "note", "log")
 """What a task's outcome is shown in."""
 
 
-def task_events(host: Host, desk: Desk, controls: Controls) -> None:
-    """Merge and Re-export, and everything about a task that runs."""
+def task_events(host: Host, desk: Desk, controls: Controls) -> Any:
+    """Merge and Re-export, and everything about a task that runs; the event of a merge's end."""
     merged = _started_by("generate", value_names(), desk.prepare, desk.work, host, controls)
     merged.then(
         lambda *names: prefilled(*names[2:], desk.output_name(*names[:2])),
@@ -30,6 +33,7 @@ def task_events(host: Host, desk: Desk, controls: Controls) -> None:
         **quiet(),
     )
     steer_to(desk, controls, merged)
+    explain_to(desk, controls, merged)
     exported = _started_by(
         "reexport", STEER_VALUES, desk.prepare_reexport, desk.work_reexport, host, controls
     )
@@ -39,28 +43,43 @@ def task_events(host: Host, desk: Desk, controls: Controls) -> None:
         [controls["steer_output"], controls["steer_output_filled"]],
         **quiet(),
     )
+    explain_to(desk, controls, exported)
+    _started_by(
+        "matrix_run",
+        MATRIX_VALUES,
+        partial(prepare_matrix, desk),
+        partial(work_matrix, desk),
+        host,
+        controls,
+    )
     _following(desk, controls)
+    return merged
 
 
 def check_events(desk: Desk, controls: Controls, picked: Sequence[Any]) -> None:
     """What can be told of a merge follows the picks, and is told anew by Check.
 
     A pick first has the pair looked at, which may take a second, and then shows what belongs to
-    the values that the page has by then: a late answer is never that of another pair.
+    the values that the page has by then: a late answer is never that of another pair, and none
+    is shown once a merge has begun meanwhile.
 
     Args:
         picked: events after which other LoRAs are chosen.
     """
     values = [controls[name] for name in value_names()]
+    ticket, looked = controls["ticket"], gr.State("")
 
-    def look(*given: Any) -> None:
+    def look(ticket: str, *given: Any) -> str:
         desk.foresee_pair(given)
+        return ticket
 
-    def show(*given: Any) -> str:
-        return desk.foresee_pair(given)
+    def show(ticket: str, looked: str, *given: Any) -> str:
+        return desk.foresee_pair(given) if ticket == looked else ""
 
     for event in picked:
-        event.then(look, values, [], **quiet()).then(show, values, controls["verdict"], **quiet())
+        event.then(look, [ticket, *values], looked, **quiet()).then(
+            show, [ticket, looked, *values], controls["verdict"], **quiet()
+        )
     controls["check"].click(lambda *given: desk.foresee(given), values, controls["verdict"], **quiet())
 
 
@@ -113,9 +132,11 @@ def _following(desk: Desk, controls: Controls) -> None:
         )
 
     on("poll", desk.bar, controls["bar"])
-    on("watch", desk.curves, controls["curves"], "followed")
+    on("watch", lambda ticket: desk.curves(ticket) or gr.update(), controls["curves"], "followed")
     shown = [controls[name] for name in SHOWN]
-    steer_to(desk, controls, on("restore", lambda ticket: _show(desk.outcome(ticket)), shown))
+    restored = on("restore", lambda ticket: _show(desk.outcome(ticket)), shown)
+    steer_to(desk, controls, restored)
+    explain_to(desk, controls, restored)
     on("interrupt", lambda ticket: text.notice(desk.interrupt(ticket)), controls["note"])
     on("skip", lambda ticket: text.notice(desk.finish_now(ticket)), controls["note"])
     controls["copy"].click(None, None, None, **javascript("() => ziplora.copyTag()"))

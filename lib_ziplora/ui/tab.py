@@ -14,15 +14,20 @@ import gradio as gr
 from ..config import setting_defaults
 from ..hosts import Host
 from . import text
+from .compare import compare_events, compare_panel
+from .comparing import Comparisons
 from .compat import accepted, javascript, unsaved
 from .controls import setting_controls
+from .explain import explain_events, explain_panel
+from .guide import guide_panel
 from .handlers import Desk
+from .matrix import matrix_events, matrix_panel
 from .pickers import Controls, more_sides, pair_of_sides, picker_events
 from .running import check_events, task_events
 from .steer import steering_events, steering_panel
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "javascript" / "ziplora.js"
+SCRIPTS = tuple(ROOT / "javascript" / f"{name}.js" for name in ("ziplora", "ziplora_pickers"))
 STYLE = ROOT / "style.css"
 FONTS = ["system-ui", "sans-serif"]
 
@@ -36,14 +41,19 @@ def build(host: Host, desk: Desk | None = None, defaults: Mapping[str, Any] | No
         defaults: field name of ``MergeSettings`` -> what its control begins with; its own by default.
     """
     desk = desk or Desk(host)
+    comparisons = Comparisons(desk)
     looks = accepted(gr.Blocks.__init__, css=STYLE.read_text(encoding="utf-8"), theme=_theme())
     with gr.Blocks(analytics_enabled=False, title="ZipLoRA", **looks) as tab:
         with gr.Column(elem_id="ziplora_root"):
             controls = _controls(desk, defaults or setting_defaults())
+            controls |= compare_panel(host, comparisons)
         check_events(desk, controls, picker_events(desk, controls))
         steering_events(desk, controls)
-        task_events(host, desk, controls)
-        tab.load(None, None, None, **javascript(f"() => {{\n{SCRIPT.read_text(encoding='utf-8')}\n}}"))
+        explain_events(desk, controls)
+        matrix_events(desk, controls)
+        compare_events(host, comparisons, controls, task_events(host, desk, controls))
+        scripts = "\n".join(script.read_text(encoding="utf-8") for script in SCRIPTS)
+        tab.load(None, None, None, **javascript(f"() => {{\n{scripts}\n}}"))
     return tab
 
 
@@ -60,14 +70,17 @@ def _theme() -> gr.themes.Base:
 
 def _controls(desk: Desk, defaults: Mapping[str, Any]) -> Controls:
     controls: Controls = {}
-    controls |= pair_of_sides(desk)
-    controls |= more_sides(desk)
+    controls |= pair_of_sides(desk, defaults["combined_prompt"])
+    controls |= more_sides()
     with gr.Row(elem_id="ziplora_body"):
         with gr.Column(elem_id="ziplora_settings", elem_classes=["ziplora-side"]):
-            controls |= setting_controls(defaults)
+            controls |= setting_controls(defaults, elsewhere=("combined_prompt",))
         with gr.Column(elem_classes=["ziplora-side"]):
             controls |= _output()
             controls |= steering_panel(desk)
+            controls |= explain_panel(desk)
+            controls |= matrix_panel(desk)
+            guide_panel()
     for name in ("refresh", "poll", "watch", "restore"):
         controls[name] = unsaved(
             gr.Button(f"ZipLoRA {name}", elem_id=f"ziplora_{name}", elem_classes=["ziplora-hidden"])
@@ -88,6 +101,9 @@ def _output() -> Controls:
     made["output_filled"] = gr.State("")
     made["overwrite"] = unsaved(
         gr.Checkbox(False, label="Overwrite a LoRA of that name", elem_id="ziplora_overwrite")
+    )
+    made["report"] = unsaved(
+        gr.Checkbox(True, label="Write a report beside the file (HTML and JSON)", elem_id="ziplora_report")
     )
     made["ticket"] = unsaved(gr.Textbox(visible=False, label="ZipLoRA task"))
     with gr.Row(elem_classes=["ziplora-buttons"]):

@@ -21,6 +21,8 @@ FORGOTTEN = (
     "If its LoRA is not in the list, merge again."
 )
 REMEMBERED_TASKS = 16
+NOTHING_WRITTEN = "Stopping, nothing will be written"
+FINISHING = "Finishing, the file will be written"
 
 Follow = Callable[[Progress], None]
 
@@ -48,9 +50,13 @@ class Task:
     progress: Progress | None = None
     outcome: Outcome | None = None
     history: list[Mapping[str, float]] = field(default_factory=list)
+    if_interrupted: str = NOTHING_WRITTEN
+    if_finished: str = FINISHING
 
     def follow(self, progress: Progress) -> None:
         """Note how far it is; the figures of every update are kept for the curves."""
+        if progress.stage == "reading":  # a merge begins, perhaps one of several
+            self.history.clear()
         self.progress = progress
         if "travel" in progress.metrics:
             self.history.append(dict(progress.metrics))
@@ -68,11 +74,18 @@ class Tickets:
         self._tasks: OrderedDict[str, Task] = OrderedDict()
         self._lock = threading.Lock()
 
-    def admit(self, check: Callable[[], None]) -> tuple[str, str]:
+    def admit(
+        self,
+        check: Callable[[], None],
+        if_interrupted: str = NOTHING_WRITTEN,
+        if_finished: str = FINISHING,
+    ) -> tuple[str, str]:
         """Check a request before it waits for the host's queue.
 
         Args:
             check: raises what speaks against it.
+            if_interrupted: what is told when it is interrupted while it runs, without a full stop.
+            if_finished: the same when it is asked to finish now.
 
         Returns:
             A ticket and an empty string, or an empty string and a box that says why not.
@@ -85,10 +98,11 @@ class Tickets:
             log.exception("The request could not be checked")
             return "", text.unexpected(problem)
         ticket = f"task(ziplora-{uuid.uuid4().hex[:12]})"
-        self._open(ticket)
+        task = self._open(ticket)
+        task.if_interrupted, task.if_finished = if_interrupted, if_finished
         return ticket, ""
 
-    def perform(self, ticket: str, run: Callable[[Follow], MergeReport]) -> Outcome:
+    def perform(self, ticket: str, run: Callable[[Follow], MergeReport | Outcome]) -> Outcome:
         """Run what was admitted; the caller holds the host's lock. Never raises."""
         task = self._tasks.get(ticket) or self._open(ticket)
         if task.cancelled:
@@ -122,11 +136,14 @@ class Tickets:
         Returns:
             A sentence for the user.
         """
-        return self._stop(ticket, self.host.interrupt, "Stopping, nothing will be written")
+        task = self._tasks.get(ticket)
+        sentence = task.if_interrupted if task else NOTHING_WRITTEN
+        return self._stop(ticket, self.host.interrupt, sentence)
 
     def finish_now(self, ticket: str) -> str:
         """Stop a task's optimisation and have it write what there is."""
-        return self._stop(ticket, self.host.finish_now, "Finishing, the file will be written")
+        task = self._tasks.get(ticket)
+        return self._stop(ticket, self.host.finish_now, task.if_finished if task else FINISHING)
 
     def interrupt_running(self) -> None:
         """Stop everything, for when the WebUI unloads the extension."""
@@ -154,7 +171,7 @@ class Tickets:
             return task
 
 
-def _outcome(run: Callable[[], MergeReport]) -> Outcome:
+def _outcome(run: Callable[[], MergeReport | Outcome]) -> Outcome:
     try:
         report = run()
     except Interrupted as stop:
@@ -164,4 +181,4 @@ def _outcome(run: Callable[[], MergeReport]) -> Outcome:
     except Exception as problem:
         log.exception("The merge failed")
         return Outcome(text.unexpected(problem))
-    return Outcome(text.result(report), report.name)
+    return report if isinstance(report, Outcome) else Outcome(text.result(report), report.name)

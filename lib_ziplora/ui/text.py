@@ -1,18 +1,20 @@
 """What the tab says: progress bar, facts about a LoRA, results and errors, as escaped HTML.
 
 Names and metadata of LoRA files are written by strangers; every string that reaches a page
-goes through ``html.escape`` here and nowhere else.
+goes through ``html.escape`` where its HTML is made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 from typing import Literal
 
+from ..drawing import number as number
 from ..hosts import Progress
-from ..job import CatalogEntry, MergeReport, Steerable
+from ..job import MergeReport, Steerable
+from ..job.document import figures as figures
 
 TaskState = Literal["waiting", "running", "finished", "unknown"]
 
@@ -25,11 +27,6 @@ def duration(seconds: float) -> str:
     else:
         words = f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
     return words.replace(" ", "\u00a0")
-
-
-def number(value: float) -> str:
-    """A key figure with three significant digits."""
-    return f"{value:.3g}"
 
 
 def bar(state: TaskState, progress: Progress | None, stopping: str = "") -> str:
@@ -60,26 +57,6 @@ def bar(state: TaskState, progress: Progress | None, stopping: str = "") -> str:
         f'<div class="ziplora-bar-text">{escape(text)}</div>'
         f'<div class="ziplora-bar-metrics">{escape(metrics)}</div></div>'
     )
-
-
-def facts(entry: CatalogEntry | None, activation: str, chosen: str) -> str:
-    """One line about a picked LoRA, or why it can't be used."""
-    if not chosen:
-        return '<div class="ziplora-facts">Choose a LoRA.</div>'
-    if entry is None:
-        gone = f"{chosen} is not installed any more. Refresh the list."
-        return f'<div class="ziplora-facts ziplora-bad">{escape(gone)}</div>'
-    parts = [str(entry.base)]
-    if entry.rank:
-        parts.append(f"rank {entry.rank}")
-    if entry.layers:
-        parts.append(f"{entry.layers} layers")
-    if activation:
-        parts.append(f"activation text: {activation}")
-    line = escape(" · ".join(parts))
-    if entry.usable:
-        return f'<div class="ziplora-facts">{line}</div>'
-    return f'<div class="ziplora-facts ziplora-bad"><b>Not usable:</b> {escape(entry.reason)}<br>{line}</div>'
 
 
 def steering(merge: Steerable | None, sliders: int = 0) -> str:
@@ -124,33 +101,14 @@ def result(report: MergeReport) -> str:
     return (
         '<div class="ziplora-box ziplora-done" role="status" data-outcome="done">'
         f"<p>Wrote <b>{escape(file.name)}</b> in {escape(duration(report.seconds))}.{early}</p>"
-        f'<p class="ziplora-path">{escape(str(file.parent))}</p>'
+        f'<p class="ziplora-path">{escape(str(file.parent))}</p>{_beside(report)}'
         f"{listed(report.warnings, 'ziplora-warnings')}<table>{rows}</table></div>"
     )
 
 
-def figures(report: MergeReport) -> Sequence[tuple[str, str]]:
-    """The rows of the result's table, as (name, value); what was not measured has no row."""
-    learnt = report.steps > 0
-    rows: list[tuple[str, str | None]] = [
-        ("Method", f"{report.method}, {report.steps} updates" if learnt else report.method),
-        ("Mean travel |m − 1|", number(report.mean_travel) if learnt else None),
-        ("Similarity", _change(report.similarity_start, report.similarity_end) if learnt else None),
-        ("Loss", _change(report.loss_start, report.loss_end)),
-        ("Held-out loss", _change(report.heldout_loss_start, report.heldout_loss_end)),
-        ("Rank", str(report.rank)),
-        ("Layers", ", ".join([f"{report.common_layers} common", *_single(report)])),
-        ("Seconds", f"{report.seconds:.1f}"),
-    ]
-    return [(name, value) for name, value in rows if value is not None]
-
-
-def _single(report: MergeReport) -> list[str]:
-    return [f"{count} {label} only" for label, count in report.single_layers.items()]
-
-
-def _change(start: float | None, end: float | None) -> str | None:
-    return None if start is None or end is None else f"{number(start)} → {number(end)}"
+def _beside(report: MergeReport) -> str:
+    names = ", ".join(report.report_files)
+    return f'<p class="ziplora-path">Report: {escape(names)}</p>' if names else ""
 
 
 def listed(sentences: Iterable[str], style: str) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from .. import drawing
+from ..drawing import number
 from ..job import Overlap, Preflight
-from .text import duration, listed, number
+from .text import duration, listed
 
 FULL_COLOUR = 0.3
 """The overlap from which on a cell has its full colour, unless one is above it."""
-STRONGEST = 0.65
-"""Opacity of the full colour: the figures on it stay readable in both themes."""
 
 
 def verdict(found: Preflight, seconds: float | None, method: str) -> str:
@@ -63,23 +63,11 @@ def figures(found: Preflight, seconds: float | None, method: str) -> Sequence[tu
 
 def heat_map(overlap: Overlap) -> str:
     """Mean |cosine| of each block and kind of layer as a table, coloured by value."""
-    if not overlap.places:
-        return ""
-    full = max(FULL_COLOUR, *overlap.places.values())
-    head = "".join(f'<th scope="col">{escape(kind)}</th>' for kind in overlap.kinds)
-    rows = []
-    for block in overlap.blocks:
-        cells = "".join(_cell(overlap.places.get((block, kind)), full) for kind in overlap.kinds)
-        rows.append(f'<tr><th scope="row">{escape(block)}</th>{cells}</tr>')
-    return (
-        '<details class="ziplora-heat" open><summary>Overlap by block: mean |cosine| of the same columns</summary>'
-        f'<table><thead><tr><th scope="col">block</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
-        f"<p>0 is apart, 1 the same; the strongest colour is {full:.2f}.</p></details>"
+    full = max(FULL_COLOUR, *overlap.places.values()) if overlap.places else FULL_COLOUR
+    return drawing.heat_map(
+        "Overlap by block: mean |cosine| of the same columns",
+        overlap.places,
+        overlap.kinds,
+        full,
+        f"0 is apart, 1 the same; the strongest colour is {full:.2f}.",
     )
-
-
-def _cell(value: float | None, full: float) -> str:
-    if value is None:
-        return "<td></td>"
-    opacity = STRONGEST * min(1.0, value / full)
-    return f'<td style="background-color:rgba(234, 88, 12, {opacity:.2f})">{value:.2f}</td>'

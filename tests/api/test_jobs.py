@@ -26,7 +26,7 @@ def test_a_merge_becomes_a_verified_file(client: TestClient, host: LockedHost) -
     assert report["common_layers"] == len(module_names())
     assert report["settings"]["steps"] == 6
     merged = read_lora(host.folder / "dog_ink.safetensors")
-    assert merged.sha256 == report["sha256"]
+    assert merged.metadata["sshs_model_hash"] == report["model_hash"]
     assert {layer.rank for layer in merged.layers.values()} == {5}
     assert done["progress"]["stage"] == "done" and done["progress"]["step"] == done["progress"]["total"]
     assert done["created"] <= done["started"] <= done["finished"]

@@ -1,23 +1,26 @@
-"""The tab served over MiniXL by its own command, and a page in headless Chromium."""
+"""The tab in headless Chromium: served over MiniXL by its own command, and in a real WebUI.
+
+``page`` and ``tab`` show the served tab; a module about the WebUI has a ``page`` of its own.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-ROOT = Path(__file__).parents[2]
-MINIXL = ROOT / "benchmarks" / "minixl"
-START_SECONDS = 120
+from . import serving
+from . import webui as real
+from .pages import Tab
+from .serving import Server
+from .webui import Webui
+from .webui_pages import Txt2img
+
 EXPECT_MS = 20_000
 """How long the page may take for what takes a moment on a machine that has nothing else to do."""
 CHROMIUM_ARGUMENTS = [
@@ -30,15 +33,6 @@ CHROMIUM_ARGUMENTS = [
     "--disable-sync",
 ]
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-
-
-@dataclass(frozen=True)
-class Server:
-    url: str
-    loras: Path
-
-    def files(self) -> set[str]:
-        return {path.name for path in self.loras.iterdir()}
 
 
 def unavailable(reason: str) -> None:
@@ -57,53 +51,71 @@ def chromium() -> str:
 
 
 @pytest.fixture(scope="session")
-def server(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    loras = tmp_path_factory.mktemp("loras")
-    shutil.copytree(MINIXL / "loras", loras, dirs_exist_ok=True)
-    log = tmp_path_factory.mktemp("log") / "serve.log"
-    url = f"http://127.0.0.1:{free_port()}/"
-    port = url.rstrip("/").rpartition(":")[2]
-    command = [sys.executable, "-m", "lib_ziplora", "serve", "--port", port, "--device", "cpu"]
-    command += ["--checkpoint", str(MINIXL / "model"), "--lora-dir", str(loras)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
-        )
-    try:
-        wait_until_up(url, process, log)
-        yield Server(url, loras)
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def wait_until_up(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    for _ in range(START_SECONDS * 4):
-        if process.poll() is not None:
-            break
-        try:
-            direct.open(url, timeout=5).close()
-        except OSError:
-            time.sleep(0.25)
-        else:
-            return
-    pytest.fail(f"serve did not come up:\n{log.read_text(encoding='utf-8', errors='replace')[-4000:]}")
-
-
-@pytest.fixture(scope="session")
-def browser(chromium: str) -> Iterator[object]:
-    from playwright.sync_api import expect, sync_playwright
-
+def browser(chromium: str) -> Iterator[Browser]:
     expect.set_options(timeout=EXPECT_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_ARGUMENTS)
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="session")
+def server(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serving.running(tmp_path_factory.mktemp("serve")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def webui(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Webui]:
+    with real.running(tmp_path_factory.mktemp("webui")) as webui:
+        yield webui
+
+
+@pytest.fixture
+def requests() -> list[str]:
+    """Every address that the page has asked for."""
+    return []
+
+
+@pytest.fixture
+def blank_page(browser: Browser, requests: list[str]) -> Iterator[Page]:
+    """A page that reaches nothing but this machine, and on which no script may fail."""
+    context = browser.new_context(viewport={"width": 1280, "height": 1000})
+    context.route(re.compile(r"^https?://(?!127\.0\.0\.1)"), lambda route: route.abort())
+    page = context.new_page()
+    problems: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    yield page
+    context.close()
+    assert not problems
+
+
+@pytest.fixture
+def page(blank_page: Page, server: Server) -> Page:
+    blank_page.goto(server.url)
+    blank_page.locator("#ziplora_subject input").wait_for()
+    Tab(blank_page).idle()
+    return blank_page
+
+
+@pytest.fixture
+def tab(page: Page) -> Tab:
+    return Tab(page)
+
+
+@pytest.fixture
+def txt2img(page: Page, webui: Webui) -> Txt2img:
+    return Txt2img(page, webui)
+
+
+@pytest.fixture
+def shoot(page: Page) -> Callable[[str], None]:
+    """Take a picture of the page for people, if ``ZIPLORA_SCREENSHOTS`` names a folder."""
+    folder = os.environ.get("ZIPLORA_SCREENSHOTS", "")
+
+    def shoot(name: str) -> None:
+        if folder:
+            page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
+
+    return shoot

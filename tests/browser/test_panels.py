@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import expect
 
 from lib_ziplora.lora.file import inspect_header, read_recipe
 
-from .conftest import Server
 from .pages import MERGE_MS, STYLE, SUBJECT, Tab
+from .serving import Server
 
 pytestmark = pytest.mark.browser
-
-
-@pytest.fixture
-def tab(browser: Browser, server: Server) -> Iterator[Tab]:
-    context = browser.new_context(viewport={"width": 1280, "height": 1000})
-    page = context.new_page()
-    problems: list[str] = []
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.goto(server.url)
-    page.locator("#ziplora_subject input").wait_for()
-    tab = Tab(page)
-    tab.idle()
-    yield tab
-    context.close()
-    assert not problems
 
 
 def test_a_merge_is_steered_and_written_again(tab: Tab, server: Server) -> None:

@@ -3,39 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import expect
 
 from lib_ziplora.lora.file import inspect_header
 
-from .conftest import Server
 from .pages import MERGE_MS, STYLE, SUBJECT, Tab
+from .serving import Server
 
 pytestmark = pytest.mark.browser
-
-
-@pytest.fixture
-def requests() -> list[str]:
-    return []
-
-
-@pytest.fixture
-def tab(browser: Browser, server: Server, requests: list[str]) -> Iterator[Tab]:
-    context = browser.new_context(viewport={"width": 1280, "height": 1000})
-    page = context.new_page()
-    problems: list[str] = []
-    page.on("request", lambda request: requests.append(request.url))
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.goto(server.url)
-    page.locator("#ziplora_subject input").wait_for()
-    tab = Tab(page)
-    tab.idle()
-    yield tab
-    context.close()
-    assert not problems
 
 
 def test_merge_from_pick_to_tag(tab: Tab, server: Server, requests: list[str]) -> None:

@@ -2,111 +2,44 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from playwright.sync_api import Browser, Page, expect
-from safetensors.torch import save_file
+from playwright.sync_api import Page, expect
 
 from lib_ziplora.lora.file import inspect_header
 
-from . import webui as real
-from .pages import MERGE_MS, STYLE, SUBJECT, Tab
-from .webui import Txt2img, Webui
+from .pages import STYLE, SUBJECT, Tab
+from .webui import FOR_SD15, PRESENT, REASON, Webui
+from .webui_pages import (
+    BAR,
+    LONG,
+    OTHER_LORA,
+    PROMPT,
+    Txt2img,
+    merge,
+    open_page,
+    reload_ui,
+    settle,
+    show_tab,
+    start_long,
+    updating,
+    visit,
+)
 
 pytestmark = [
     pytest.mark.webui,
     pytest.mark.browser,
-    pytest.mark.skipif(not real.PRESENT, reason=real.REASON),
+    pytest.mark.skipif(not PRESENT, reason=REASON),
 ]
-PROMPT = "a sks emoji in szn style"
-OTHER_LORA = f"{PROMPT} <lora:{SUBJECT}:1>"
-BAR = "#ziplora_progress .progressDiv"
-LONG = 1000
-
-
-@pytest.fixture(scope="module")
-def webui(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Webui]:
-    with real.running(tmp_path_factory.mktemp("webui")) as webui:
-        save_file(
-            {
-                "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight": torch.ones(
-                    4, 768
-                ),
-                "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k.lora_up.weight": torch.ones(
-                    320, 4
-                ),
-                "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": torch.ones(4, 768),
-                "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": torch.ones(3072, 4),
-            },
-            str(webui.loras / "made for sd15.safetensors"),
-        )
-        yield webui
 
 
 @pytest.fixture
-def page(browser: Browser, webui: Webui) -> Iterator[Page]:
-    context = browser.new_context(viewport={"width": 1280, "height": 1000})
-    context.route(re.compile(r"^https?://(?!127\.0\.0\.1)"), lambda route: route.abort())
-    page = context.new_page()
-    problems: list[str] = []
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    real.open_page(page, webui)
-    real.show_tab(page, "ZipLoRA")
-    yield page
-    real.settle(page)
-    context.close()
-    assert not problems
-    log = webui.log()
-    assert "Error completing request" not in log and not re.search(r'File ".*lib_ziplora', log), log[-4000:]
-
-
-@pytest.fixture
-def tab(page: Page) -> Tab:
-    return Tab(page)
-
-
-@pytest.fixture
-def txt2img(page: Page, webui: Webui) -> Txt2img:
-    return Txt2img(page, webui)
-
-
-@pytest.fixture
-def shoot(page: Page, request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """Take a picture of the page for people, if ``ZIPLORA_SCREENSHOTS`` names a folder."""
-    folder = os.environ.get("ZIPLORA_SCREENSHOTS", "")
-
-    def shoot(name: str) -> None:
-        if folder:
-            page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
-
-    return shoot
-
-
-def merge(tab: Tab, output: str, updates: int = 3) -> None:
-    real.show_tab(tab.page, "ZipLoRA")
-    tab.prepare(output, updates)
-    tab.press("generate")
-    expect(tab.page.locator("#ziplora_interrupt")).to_be_visible()  # so the outcome below is this merge's
-    tab.outcome("done")
-    tab.idle()
-
-
-def start_long(tab: Tab, output: str) -> None:
-    """A merge that is in the middle of its updates."""
-    real.show_tab(tab.page, "ZipLoRA")
-    tab.prepare(output, LONG)
-    tab.press("generate")
-    updating(tab)
-
-
-def updating(tab: Tab) -> None:
-    expect(tab.page.locator(BAR)).to_contain_text(re.compile(r"Update [2-9]"), timeout=MERGE_MS)
+def page(blank_page: Page, webui: Webui) -> Iterator[Page]:
+    with visit(blank_page, webui) as page:
+        yield page
 
 
 def bar_texts(tab: Tab) -> list[str]:
@@ -124,7 +57,7 @@ def test_a_merge_from_pick_to_picture(
     tab: Tab, txt2img: Txt2img, webui: Webui, shoot: Callable[[str], None]
 ) -> None:
     others = {n: txt2img.draw(f"{PROMPT}{n}") for n in ("", f" <lora:{SUBJECT}:1>", f" <lora:{STYLE}:1>")}
-    real.show_tab(tab.page, "ZipLoRA")
+    show_tab(tab.page, "ZipLoRA")
     tab.pick("subject", SUBJECT)
     tab.pick("style", STYLE)
     expect(tab.page.locator("#ziplora_subject_facts").first).to_contain_text(
@@ -176,7 +109,7 @@ def test_pictures_before_and_after_merges_are_the_same(tab: Tab, txt2img: Txt2im
 def test_an_overwritten_lora_is_drawn_anew(tab: Tab, txt2img: Txt2img) -> None:
     merge(tab, "written twice", updates=1)
     first = txt2img.draw(f"{PROMPT} <lora:written twice:1>")
-    real.show_tab(tab.page, "ZipLoRA")
+    show_tab(tab.page, "ZipLoRA")
     tab.page.locator("#ziplora_overwrite input").check()
     merge(tab, "written twice", updates=20)
     assert (txt2img.draw(f"{PROMPT} <lora:written twice:1>") != first).any()
@@ -209,8 +142,8 @@ def test_control_enter_merges_and_alt_enter_finishes(tab: Tab, webui: Webui) -> 
 
 def test_finish_now_after_the_page_was_loaded_anew(tab: Tab, webui: Webui) -> None:
     start_long(tab, "finished after a reload")
-    real.open_page(tab.page, webui)
-    real.show_tab(tab.page, "ZipLoRA")
+    open_page(tab.page, webui)
+    show_tab(tab.page, "ZipLoRA")
     updating(tab)
     tab.press("skip")
     tab.outcome("done")
@@ -226,10 +159,10 @@ def test_a_picture_waits_for_the_merge(tab: Tab, txt2img: Txt2img) -> None:
     expect(
         tab.page.locator("#txt2img_gallery_container .progressDiv, #txt2img_results .progressDiv").first
     ).to_contain_text("In queue")
-    real.show_tab(tab.page, "ZipLoRA")
+    show_tab(tab.page, "ZipLoRA")
     tab.press("skip")
     assert np.array_equal(txt2img.wait(before), picture)
-    real.show_tab(tab.page, "ZipLoRA")
+    show_tab(tab.page, "ZipLoRA")
     tab.outcome("done")
 
 
@@ -237,14 +170,14 @@ def test_a_merge_waits_for_a_picture_and_can_leave_the_queue(
     tab: Tab, txt2img: Txt2img, webui: Webui
 ) -> None:
     files = webui.files()
-    real.show_tab(tab.page, "ZipLoRA")
+    show_tab(tab.page, "ZipLoRA")
     tab.prepare("never begun", updates=1)
     txt2img.open()
     steps = tab.page.locator("#txt2img_steps input[type=number]")
     steps.fill("150")
     steps.press("Tab")
     before = txt2img.start(PROMPT)
-    real.show_tab(tab.page, "ZipLoRA")
+    show_tab(tab.page, "ZipLoRA")
     tab.press("generate")
     tab.press("interrupt")
     expect(tab.outcome("interrupted")).to_contain_text("off the queue")
@@ -256,9 +189,9 @@ def test_a_merge_waits_for_a_picture_and_can_leave_the_queue(
 def test_reload_ui_and_merge_again(tab: Tab, txt2img: Txt2img, webui: Webui) -> None:
     picture = txt2img.draw(OTHER_LORA)
     merge(tab, "before reload")
-    real.settle(tab.page)
-    real.reload_ui(tab.page, webui)
-    real.show_tab(tab.page, "ZipLoRA")
+    settle(tab.page)
+    reload_ui(tab.page, webui)
+    show_tab(tab.page, "ZipLoRA")
     tab.idle()
     merge(tab, "after reload")
     assert {"before reload", "after reload"} <= set(txt2img.cards())
@@ -268,8 +201,8 @@ def test_reload_ui_and_merge_again(tab: Tab, txt2img: Txt2img, webui: Webui) -> 
 def test_reload_ui_in_the_middle_of_a_merge(tab: Tab, txt2img: Txt2img, webui: Webui) -> None:
     picture, files = txt2img.draw(OTHER_LORA), webui.files()
     start_long(tab, "lost by reload")
-    real.reload_ui(tab.page, webui)
-    real.show_tab(tab.page, "ZipLoRA")
+    reload_ui(tab.page, webui)
+    show_tab(tab.page, "ZipLoRA")
     expect(tab.outcome("forgotten")).to_contain_text("merge again")
     tab.idle()
     assert webui.files() == files
@@ -308,8 +241,8 @@ def test_bad_output_names_are_refused_at_once(tab: Tab, webui: Webui, name: str,
 def test_a_lora_for_sd15_is_listed_with_the_reason(tab: Tab, shoot: Callable[[str], None]) -> None:
     tab.page.locator("#ziplora_subject input").click()
     listed = tab.page.locator("#ziplora_subject li, ul.options li").all_inner_texts()
-    assert "made for sd15" in listed[-1]  # after those that can be used
-    tab.pick("subject", "made for sd15")
+    assert FOR_SD15 in listed[-1]  # after those that can be used
+    tab.pick("subject", FOR_SD15)
     expect(tab.page.locator("#ziplora_subject_facts").first).to_contain_text(
         re.compile("Not usable:.*Stable Diffusion 1")
     )
@@ -318,5 +251,5 @@ def test_a_lora_for_sd15_is_listed_with_the_reason(tab: Tab, shoot: Callable[[st
     tab.text("subject_prompt").fill("a cat")
     tab.text("output").fill("of two bases")
     tab.press("generate")
-    expect(tab.outcome("error")).to_contain_text("made for sd15")
+    expect(tab.outcome("error")).to_contain_text(FOR_SD15)
     tab.idle()

@@ -1,4 +1,4 @@
-"""A real WebUI as a process of its own, with its own settings and LoRA folder, and its txt2img tab.
+"""A real WebUI as a process of its own, with its own settings and LoRA folder.
 
 ``ZIPLORA_WEBUI`` is the WebUI's folder, in whose ``extensions`` this repository is linked, and
 ``ZIPLORA_WEBUI_PYTHON`` the Python that it runs under. Its configured checkpoint is loaded on the
@@ -20,19 +20,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-from playwright.sync_api import Locator, Page, expect
+import torch
+from safetensors.torch import save_file
 
-from .conftest import MINIXL, free_port
+from .serving import MINIXL, free_port
 
 ROOT = Path(os.environ.get("ZIPLORA_WEBUI", "")).absolute()
 PYTHON = Path(os.environ.get("ZIPLORA_WEBUI_PYTHON", "")).absolute()
 PRESENT = (ROOT / "webui.py").is_file() and PYTHON.is_file()
 REASON = "needs ZIPLORA_WEBUI=<folder of a WebUI> and ZIPLORA_WEBUI_PYTHON=<its Python>"
 START_SECONDS = 300
-PICTURE_MS = 120_000
 STARTED = "Startup time"
+FOR_SD15 = "made for sd15"
+"""Name of the LoRA that can't be used with an SDXL checkpoint."""
 
 ARGUMENTS = (
     "--skip-prepare-environment --skip-torch-cuda-test --skip-python-version-check --skip-version-check "
@@ -107,9 +107,13 @@ class Webui:
 
 @contextmanager
 def running(folder: Path) -> Iterator[Webui]:
-    """The WebUI with copies of MiniXL's LoRAs, stopped in the end; all it writes goes into ``folder``."""
+    """The WebUI with copies of MiniXL's LoRAs and one of another base, stopped in the end.
+
+    All that it writes goes into ``folder``.
+    """
     loras, pictures = folder / "Lora", folder / "pictures"
     shutil.copytree(MINIXL / "loras", loras)
+    _write_lora_for_sd15(loras / f"{FOR_SD15}.safetensors")
     pictures.mkdir()
     port = free_port()
     own = {"outdir_txt2img_samples": str(pictures), "temp_dir": str(folder)}
@@ -137,6 +141,16 @@ def running(folder: Path) -> Iterator[Webui]:
         _stop(process)
 
 
+def _write_lora_for_sd15(path: Path) -> None:
+    block = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+    shapes = {block: (768, 320), "lora_te_text_model_encoder_layers_0_mlp_fc1": (768, 3072)}
+    tensors = {}
+    for name, (columns, rows) in shapes.items():
+        tensors[f"{name}.lora_down.weight"] = torch.ones(4, columns)
+        tensors[f"{name}.lora_up.weight"] = torch.ones(rows, 4)
+    save_file(tensors, str(path))
+
+
 def _settings() -> dict[str, object]:
     """The WebUI's own settings: the checkpoint is the one that it has configured."""
     file = ROOT / "config.json"
@@ -156,118 +170,3 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
                 process.wait(10)
             except subprocess.TimeoutExpired:
                 continue
-
-
-class Txt2img:
-    """The WebUI's txt2img tab."""
-
-    def __init__(self, page: Page, webui: Webui) -> None:
-        self.page, self.webui = page, webui
-
-    def open(self) -> None:
-        show_tab(self.page, "txt2img")
-
-    @property
-    def prompt(self) -> Locator:
-        return self.page.locator("#txt2img_prompt textarea")
-
-    def start(self, prompt: str | None = None) -> set[str]:
-        """Press Generate; gives the pictures that there were before."""
-        self.open()
-        if prompt is not None:
-            self.prompt.fill(prompt)
-        before = self._files()
-        self.page.locator("#txt2img_generate").click()
-        return before
-
-    def wait(self, before: set[str]) -> np.ndarray:
-        """The pixels of the picture that was drawn since, once the gallery shows it."""
-        for _ in range(PICTURE_MS // 100):
-            if new := self._files() - before:
-                break
-            self.page.wait_for_timeout(100)
-        else:
-            raise AssertionError(f"No picture was drawn:\n{self.webui.log()[-4000:]}")
-        (name,) = new
-        expect(self.page.locator(f"#txt2img_gallery img[src*='{name}']").first).to_be_attached()
-        expect(self.page.locator("#txt2img_interrupt")).to_be_hidden()
-        return np.asarray(Image.open(self.webui.pictures / name).convert("RGB"))
-
-    def draw(self, prompt: str | None = None) -> np.ndarray:
-        """The picture of a prompt, or of the one that is there; always with the same seed."""
-        return self.wait(self.start(prompt))
-
-    def remarks(self) -> str:
-        """What the WebUI says below the last picture."""
-        return self.page.locator("#html_log_txt2img").first.inner_text()
-
-    def cards(self) -> list[str]:
-        """The names on the cards of the LoRA pane."""
-        self.open()
-        pane = self.page.locator("#txt2img_extra_tabs")
-        pane.get_by_role("tab", name="Lora", exact=True).or_(
-            pane.get_by_text("Lora", exact=True)
-        ).first.click()
-        cards = self.page.locator("#txt2img_lora_cards .card")
-        expect(cards.first).to_be_visible()
-        return [card.get_attribute("data-name") or "" for card in cards.all() if card.is_visible()]
-
-    def _files(self) -> set[str]:
-        return {path.name for path in self.webui.pictures.glob("*.png")}
-
-
-def show_tab(page: Page, name: str) -> None:
-    """Click one of the WebUI's tabs."""
-    page.locator("#tabs > .tab-nav button").get_by_text(name, exact=True).click()
-
-
-COUNT_SOCKETS = """
-window.openSockets = 0;
-window.WebSocket = class extends window.WebSocket {
-    constructor(...parts) {
-        super(...parts);
-        window.openSockets++;
-        this.addEventListener("close", () => window.openSockets--);
-    }
-};
-"""
-
-
-def settle(page: Page) -> None:
-    """Wait until no event of the page is under way.
-
-    gradio 3.41.2 never ends the task of an event whose page is closed while it waits in gradio's
-    queue, and Reload UI waits for all tasks: a page that is left too early makes it hang.
-    """
-    page.wait_for_timeout(700)
-    page.wait_for_function("window.openSockets === 0", timeout=PICTURE_MS)
-
-
-def open_page(page: Page, webui: Webui) -> None:
-    """Open the WebUI in a new page, or load it anew, until everything on it has settled."""
-    if page.url == "about:blank":
-        page.add_init_script(COUNT_SOCKETS)
-    page.goto(webui.url)
-    wait_until_ready(page)
-
-
-def wait_until_ready(page: Page) -> None:
-    """Both the WebUI's scripts and the tab's have found their buttons."""
-    page.locator("#txt2img_prompt textarea").wait_for(timeout=60_000)
-    page.wait_for_function("document.querySelector('#ziplora_skip')?.style.display")
-    settle(page)
-
-
-def reload_ui(page: Page, webui: Webui) -> None:
-    """Press Reload UI at the foot of the page, and wait until the page has come back.
-
-    The page asks again and again whether the WebUI is up; such a request can come while the
-    WebUI builds its routes and kill it, so the page's questions are held back meanwhile.
-    """
-    times = webui.log().count(STARTED)
-    page.route("**/internal/ping", lambda route: route.abort())
-    page.get_by_text("Reload UI", exact=True).last.click()
-    webui.wait_for_start(times + 1)
-    with page.expect_navigation():
-        page.unroute("**/internal/ping")
-    wait_until_ready(page)

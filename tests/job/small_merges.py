@@ -26,7 +26,14 @@ def pico_host(folder):
 
 def request(subject="dog", style="ink", weight=(1.0, 1.0), output="merged", **settings):
     base = MergeSettings(
-        method="direct", precision="fp32", steps=2, width=64, height=64, sampling_steps=2, trajectories=2
+        method="direct",
+        precision="fp32",
+        steps=2,
+        width=64,
+        height=64,
+        sampling_steps=2,
+        trajectories=2,
+        combined_weight=0.0,
     )
     return MergeRequest.pair(
         LoraInput(subject, "a dog", weight[0]),

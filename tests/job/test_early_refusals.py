@@ -92,5 +92,7 @@ def test_the_global_random_state_is_left_alone(host):
 
 def test_a_report_is_valid_json_also_where_a_figure_is_not_finite():
     numbers = {"common_layers": 1, "single_layers": {}, "rank": 4, "steps": 3}
-    report = MergeReport("o", "n", "ziplora", sha256="", settings=SETTINGS, loss_end=float("inf"), **numbers)
+    report = MergeReport(
+        "o", "n", "ziplora", model_hash="", settings=SETTINGS, loss_end=float("inf"), **numbers
+    )
     assert json.loads(json.dumps(report.to_json(), allow_nan=False))["loss_end"] is None

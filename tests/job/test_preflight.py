@@ -118,7 +118,7 @@ def test_large_loras_are_measured_in_every_place(monkeypatch):
         ("lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q", ("input 4", "self-attention")),
         ("lora_unet_middle_block_1_transformer_blocks_9_attn2_to_v", ("middle", "cross-attention")),
         ("lora_unet_output_blocks_0_1_transformer_blocks_1_ff_net_0_proj", ("output 0", "feed-forward")),
-        ("lora_unet_output_blocks_5_0_in_layers_2", ("output 5", "other")),
+        ("lora_unet_output_blocks_5_0_in_layers_2", ("output 5", "convolution")),
         ("lora_unet_time_embed_0", ("rest of the UNet", "other")),
         ("lora_te2_text_model_encoder_layers_3_mlp_fc1", ("text encoder 2", "feed-forward")),
         ("lora_te1_text_model_encoder_layers_3_self_attn_q_proj", ("text encoder 1", "self-attention")),

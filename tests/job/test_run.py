@@ -30,7 +30,14 @@ from lib_ziplora.lora.file import read_lora, read_recipe
 from .pico_host import TEXT_LAYER, PicoHost, module_names, write_kohya
 
 SETTINGS = MergeSettings(
-    steps=12, width=64, height=64, sampling_steps=3, trajectories=2, precision="fp32", learning_rate=0.02
+    steps=12,
+    width=64,
+    height=64,
+    sampling_steps=3,
+    trajectories=2,
+    precision="fp32",
+    learning_rate=0.02,
+    combined_weight=0.0,
 )
 
 

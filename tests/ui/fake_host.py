@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -89,20 +93,22 @@ class FakeEngine:
         self.go.set()
 
     def engine(self) -> Engine:
-        return Engine(self.check, self.run, self.catalog, lambda host, name: f"a {name}")
+        return Engine(self.check, self.run, self.judged, with_card=lambda report, host: report)
 
     def check(self, request: MergeRequest, host: FakeHost) -> None:
         paths = [host.resolve(one.lora) for one in request.loras]
         if paths[0] == paths[1]:
             raise IncompatibleError("Subject and style are the same file.")
 
-    def catalog(self, host: FakeHost) -> list[CatalogEntry]:
+    def judged(self, loras: Sequence[InstalledLora], host: FakeHost, patience: float) -> list[CatalogEntry]:
         entries = []
-        for lora in host.loras():
+        for lora in loras:
             usable = lora.name != "old"
             reason = "" if usable else "It was made for SD 1.5."
             base = "sdxl" if usable else "sd1"
-            entries.append(CatalogEntry(lora.name, lora.path, base, 8, 96, f"a {lora.name}", usable, reason))
+            activation = str(lora.user_metadata.get("activation text") or "")
+            entry = CatalogEntry(lora.name, lora.path, base, 8, 96, f"a {lora.name}", usable, reason)
+            entries.append(replace(entry, family="lora", activation=activation))
         return entries
 
     def run(self, request: MergeRequest, host: FakeHost, follow: Callable[[Progress], None]) -> MergeReport:
@@ -128,7 +134,7 @@ def report(request: MergeRequest, **changed: Any) -> MergeReport:
         "common_layers": 90,
         "single_layers": {"subject": 4, "style": 2},
         "rank": 16,
-        "sha256": "00",
+        "model_hash": "00",
         "settings": request.settings,
         "mean_travel": 0.25,
         "similarity_end": 0.5,
@@ -139,3 +145,11 @@ def report(request: MergeRequest, **changed: Any) -> MergeReport:
         "seconds": 42.0,
     }
     return MergeReport(**{**figures, **changed})
+
+
+def rows(listing: str) -> list[list[Any]]:
+    """What the pickers' list says of each LoRA: name, note, state."""
+    found = re.search(r'data-loras="([^"]*)"', listing)
+    assert found
+    shown: list[list[Any]] = json.loads(unescape(found[1]))
+    return shown

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from lib_ziplora import drawing
 from lib_ziplora.hosts import Progress
 from lib_ziplora.job import Overlap, Preflight
 from lib_ziplora.ui import curves
@@ -123,18 +124,18 @@ def test_every_lora_has_a_line_and_its_latest_loss() -> None:
 
 
 def test_a_line_goes_from_left_to_right_with_zero_at_the_bottom() -> None:
-    points = curves._points([0.0, 2.0, 1.0], 2.0).split()
+    points = drawing.points([0.0, 2.0, 1.0], 2.0).split()
     x, y = zip(*(map(float, point.split(",")) for point in points), strict=True)
     assert x == (0.0, 100.0, 200.0)
-    assert y[0] == curves.HEIGHT - curves.MARGIN and y[1] == curves.MARGIN
+    assert y[0] == drawing.HEIGHT - drawing.MARGIN and y[1] == drawing.MARGIN
     assert y[2] == pytest.approx((y[0] + y[1]) / 2)
 
 
-@pytest.mark.parametrize("updates", [curves.MOST_POINTS, 1000, 1001])
+@pytest.mark.parametrize("updates", [drawing.MOST_POINTS, 1000, 1001])
 def test_long_runs_are_thinned_but_reach_the_last_update(updates: int) -> None:
-    points = curves._points([1.0] * updates, 1.0).split()
-    assert len(points) <= curves.MOST_POINTS + 1
-    assert points[-1].startswith(f"{curves.WIDTH:.1f},")
+    points = drawing.points([1.0] * updates, 1.0).split()
+    assert len(points) <= drawing.MOST_POINTS + 1
+    assert points[-1].startswith(f"{drawing.WIDTH:.1f},")
 
 
 def test_one_update_draws_nothing() -> None:
@@ -147,7 +148,7 @@ def test_one_update_draws_nothing() -> None:
         (run(30), ""),
         (run(5, travel=lambda i: 0.0), ""),
         (run(30, travel=lambda i: 1e-5 * i), "have not moved"),
-        (run(30, travel=lambda i: 0.1 * i), "far from 1"),
+        (run(30, travel=lambda i: 0.1 * i), "far from where"),
         (run(30, loss=lambda i: 1 + 0.1 * i), "loss rises"),
         (run(30, loss=lambda i: 2 - 0.05 * i), ""),
         (run(3, loss=lambda i: math.nan), "not a number"),

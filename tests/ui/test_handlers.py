@@ -20,7 +20,7 @@ from lib_ziplora.ui.forms import (
 from lib_ziplora.ui.handlers import Desk
 from lib_ziplora.ui.tasks import REMEMBERED_TASKS
 
-from .fake_host import EVIL, FakeEngine, FakeHost
+from .fake_host import EVIL, FakeEngine, FakeHost, rows
 
 
 def values(**changed: Any) -> list[Any]:
@@ -34,6 +34,7 @@ def values(**changed: Any) -> list[Any]:
         **{name: None for slot in MORE for name in slot.value_names()},
         "output": " cat in ink ",
         "overwrite": True,
+        "report": False,
         **setting_defaults(),
     }
     assert set(changed) <= set(base)
@@ -248,17 +249,19 @@ def test_only_recent_tasks_are_remembered(desk: Desk) -> None:
 
 def test_pickers_list_usable_loras_first_and_say_why_not(desk: Desk, host: FakeHost) -> None:
     host.cards = {"old": {}, **host.cards}
-    assert desk.refresh() == ["cat", "ink", "old"]
-    assert "rank 8" in desk.facts("cat") and "96 layers" in desk.facts("cat")
-    assert "It was made for SD 1.5." in desk.facts("old")
-    assert desk.prompt("cat") == "a cat" and desk.prompt("old") == "" and desk.prompt(None) == ""
-    assert "not installed any more" in desk.facts("gone")
+    shown = rows(desk.shelf.refresh())
+    assert [name for name, _, _ in shown] == ["cat", "ink", "old"]
+    assert [state for _, _, state in shown] == [1, 1, 0] and "Stable Diffusion 1" in shown[2][1]
+    assert "It was made for SD 1.5." in desk.shelf.card("old")
+    assert desk.shelf.prompt("cat") == "a cat"
+    assert desk.shelf.prompt("old") == "" and desk.shelf.prompt(None) == ""
+    assert "not installed any more" in desk.shelf.card("gone")
 
 
 def test_names_and_metadata_are_escaped(host: FakeHost, engine: FakeEngine) -> None:
     host.cards[EVIL] = {"activation text": EVIL}
     desk = Desk(host, engine.engine())
     ticket, refused = desk.prepare(values(subject=f"{EVIL}2"))
-    shown = [desk.facts(EVIL), desk.facts(f"{EVIL}2"), refused]
+    shown = [desk.shelf.card(EVIL), desk.shelf.card(f"{EVIL}2"), desk.shelf.refresh(), refused]
     assert ticket == ""
     assert all("&lt;img" in html and "<img" not in html for html in shown)

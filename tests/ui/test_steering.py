@@ -33,7 +33,7 @@ def values(desk: Desk, **changed: Any) -> list[Any]:
     shown = desk.steering("merged")
     base = {name: 1.0 for name in STEER_VALUES if "strength" in name}
     base |= {"steer": "merged", "steer_rank": shown.rank, "steer_precision": shown.precision}
-    base |= {"steer_split": False, "steer_output": shown.output, "steer_overwrite": False}
+    base |= {"steer_split": False, "steer_output": shown.output, "steer_overwrite": False, "report": False}
     assert set(changed) <= set(base) == set(STEER_VALUES)
     return [{**base, **changed}[name] for name in STEER_VALUES]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import gradio as gr
@@ -12,7 +13,7 @@ from lib_ziplora.ui import compat, pickers, serve, tab
 from lib_ziplora.ui.forms import value_names
 from lib_ziplora.ui.handlers import Desk
 
-from .fake_host import EVIL, FakeEngine, FakeHost
+from .fake_host import EVIL, FakeEngine, FakeHost, rows
 
 TRANSIENT = ("subject", "style", "subject_prompt", "style_prompt", "output", "overwrite", "tag", "generate")
 
@@ -107,19 +108,19 @@ def test_prefilled_boxes_follow_the_pick_until_the_user_types() -> None:
 
 def test_picking_prefills_prompt_and_name(page: Any) -> None:
     facts, prompt, _, output, _ = handler(page, "style")("ink", "", "", "cat", "ink", "", "")
-    assert "rank 8" in facts and prompt == "a ink" and output == "cat_x_ink"
+    assert "<i>rank</i> 8" in facts and prompt == "a ink" and output == "cat_x_ink"
 
 
 def test_picking_one_more_prefills_its_prompt_alone(page: Any) -> None:
     facts, *prompt = handler(page, "third")("ink", "", "")
-    assert "rank 8" in facts and prompt == ["a ink", "a ink"]
-    assert handler(page, "third_clear")()[0] is None
+    assert "<i>rank</i> 8" in facts and prompt == ["a ink", "a ink"]
+    assert handler(page, "third_clear")()[0] == ""
 
 
 def test_refreshing_reads_every_list_anew(page: Any) -> None:
-    *pickers, merges = handler(page, "refresh")()
-    assert [sorted(one["choices"]) for one in pickers] == [["cat", "ink", "old"]] * 4
-    assert merges["choices"] == []
+    listing, recent, merges = handler(page, "refresh")()
+    assert [name for name, _, _ in rows(listing)] == ["cat", "ink", "old"]
+    assert recent == "" and merges["choices"] == []
 
 
 def test_swap_twice_is_as_before(page: Any) -> None:
@@ -127,6 +128,16 @@ def test_swap_twice_is_as_before(page: Any) -> None:
     once = handler(page, "swap")(*before)
     assert once[:8] == ["ink", "cat", "mine", "a cat", "a ink", "a cat", 1.5, 0.5]
     assert handler(page, "swap")(*once[:10])[:10] == before
+
+
+def test_a_look_that_comes_after_a_merge_began_is_not_shown(page: Any) -> None:
+    verdict = component(page, "verdict")._id
+    known = zip(functions(page), page.config["dependencies"], strict=True)
+    look, show = next(pair for pair in pairwise(known) if pair[1][1]["outputs"] == [verdict])
+    names = value_names()
+    given = [setting_defaults().get(name, {"subject": "cat", "style": "ink"}.get(name)) for name in names]
+    looked = look[0]("", *given)
+    assert show[0]("", looked, *given) != "" == show[0]("task(begun)", looked, *given)
 
 
 def test_a_refused_request_changes_nothing_but_the_message(page: Any) -> None:

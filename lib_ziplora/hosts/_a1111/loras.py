@@ -48,12 +48,12 @@ def files() -> list[Path]:
 
 
 def table() -> dict[str, Path]:
-    """Name -> file, as the prompt ``<lora:name:1>`` finds it, freshly listed."""
-    networks = extension()
-    if networks is None:
-        return {path.stem: path for path in files()}
-    networks.list_available_networks()
-    return known(networks)
+    """Name -> file, as the prompt ``<lora:name:1>`` finds it, freshly listed.
+
+    The folders are walked here, since the extension empties its own table before it lists anew, and
+    whoever reads it meanwhile finds half of it.
+    """
+    return {path.stem: path for path in files() if path.is_file()}
 
 
 def known(networks: Any) -> dict[str, Path]:

@@ -1,0 +1,145 @@
+"""What a comparison is asked for, what it draws, and the pictures that it ends with."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import ConfigError
+from ..hosts import Drawn, Picture, Sampler
+from .grid import Label
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MOST_PROMPTS, MOST_SEEDS, MOST_STEPS, LARGEST_SEED = 12, 16, 150, 2**32 - 1
+SMALLEST_SIDE, LARGEST_SIDE, SIDE_STEP = 64, 2048, 8
+LARGEST_GUIDANCE = 30.0
+TAG = re.compile(r"<lora:[^>]*>")
+
+Place = tuple[int, int, int]
+"""Row, prompt and seed of a picture, each counted from 0."""
+
+
+@dataclass(frozen=True)
+class CompareRequest:
+    """What to draw; the same object for every front end.
+
+    Attributes:
+        merged: the merged LoRA's name (a path where the host allows it).
+        prompts: one for each group of columns; none are those of ``merge_prompts``. Tags of LoRAs in them
+            are left out: each row brings its own.
+        seeds: pictures of each row and prompt.
+        seed: the first seed; the others follow it.
+        sampler: how to draw.
+    """
+
+    merged: str
+    prompts: tuple[str, ...] = ()
+    seeds: int = 1
+    seed: int = 0
+    sampler: Sampler = field(default_factory=Sampler)
+
+    def __post_init__(self) -> None:
+        if not self.merged:
+            raise ConfigError("No merged LoRA is chosen. Choose the one to compare.")
+        if len(self.prompts) > MOST_PROMPTS:
+            raise ConfigError(f"There are {len(self.prompts)} prompts; {MOST_PROMPTS} are the most.")
+        if any(not untagged(prompt) for prompt in self.prompts):
+            raise ConfigError("A prompt of the comparison is empty without its tags. Write what to draw.")
+        _within("The number of seeds", self.seeds, 1, MOST_SEEDS)
+        _within("The first seed", self.seed, 0, LARGEST_SEED - MOST_SEEDS)
+        _check_sampler(self.sampler)
+
+
+def _within(what: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ConfigError(f"{what} must lie between {low:g} and {high:g}, not {value!r}.")
+
+
+def _check_sampler(sampler: Sampler) -> None:
+    _within("The number of steps", sampler.steps, 1, MOST_STEPS)
+    _within("The CFG scale", sampler.guidance_scale, 1, LARGEST_GUIDANCE)
+    for side, value in (("width", sampler.width), ("height", sampler.height)):
+        if value and (value % SIDE_STEP or not SMALLEST_SIDE <= value <= LARGEST_SIDE):
+            raise ConfigError(
+                f"The picture's {side} must be 0 (the checkpoint's own) or a multiple of {SIDE_STEP} from "
+                f"{SMALLEST_SIDE} to {LARGEST_SIDE}, not {value!r}."
+            )
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the comparison: what it is called, and the LoRAs that draw it."""
+
+    label: Label
+    loras: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a comparison draws, before it is drawn.
+
+    ``name``: the merged LoRA's. ``rows``: the last one is the merge's.
+    """
+
+    name: str
+    rows: tuple[Row, ...]
+    prompts: tuple[Label, ...]
+    seeds: tuple[int, ...]
+
+    def places(self) -> Iterator[tuple[Place, Picture]]:
+        """Each picture and where it belongs, row by row."""
+        for row, one in enumerate(self.rows):
+            for group, prompt in enumerate(self.prompts):
+                for column, seed in enumerate(self.seeds):
+                    yield (row, group, column), Picture(prompt.detail, one.loras, seed)
+
+    @property
+    def count(self) -> int:
+        """Pictures in all."""
+        return len(self.rows) * len(self.prompts) * len(self.seeds)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The pictures of a comparison, or those that there are.
+
+    Attributes:
+        plan: what was to be drawn.
+        pictures: what was drawn.
+        grid: all of it on one sheet, with names.
+        infotext: of the sheet.
+        file: where the host has saved the sheet; None where it saves none.
+        stopped: why pictures are missing, as a sentence; "" when none are.
+        seconds: from start to end.
+    """
+
+    plan: Plan
+    pictures: Mapping[Place, Drawn]
+    grid: Image
+    infotext: str
+    file: Path | None = None
+    stopped: str = ""
+    seconds: float = 0.0
+
+    def gallery(self) -> list[tuple[Drawn, str]]:
+        """Each picture with a caption, in the order of the sheet."""
+        return [(drawn, self._caption(place)) for place, drawn in sorted(self.pictures.items())]
+
+    def best_preview(self) -> Drawn | None:
+        """The merge's picture of the last prompt; None when it was not drawn."""
+        return self.pictures.get((len(self.plan.rows) - 1, len(self.plan.prompts) - 1, 0))
+
+    def _caption(self, place: Place) -> str:
+        row, group, column = place
+        plan = self.plan
+        return f"{plan.rows[row].label.title} · {plan.prompts[group].detail} · seed {plan.seeds[column]}"
+
+
+def untagged(prompt: str) -> str:
+    """A prompt without the tags of LoRAs."""
+    return " ".join(TAG.sub(" ", prompt).split())

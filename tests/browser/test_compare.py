@@ -1,0 +1,125 @@
+"""Compare clicked through: from a merge to the sheet, after a merge by itself, interrupt, the preview."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from playwright.sync_api import Locator, expect
+
+from lib_ziplora import job
+from lib_ziplora.config import LoraInput, MergeRequest, MergeSettings
+from lib_ziplora.hosts.standalone import StandaloneHost
+
+from . import serving
+from .pages import MERGE_MS, STYLE, SUBJECT, Tab
+from .serving import Server
+
+pytestmark = pytest.mark.browser
+
+MERGED = "ready to compare"
+PICTURES = 4
+
+
+@pytest.fixture(scope="module")
+def server(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with a merge in its folder."""
+    with serving.running(tmp_path_factory.mktemp("compare")) as server:
+        loras = LoraInput(SUBJECT, "a sks emoji"), LoraInput(STYLE, "a cat emoji in szn style", role="style")
+        request = MergeRequest(loras, MERGED, settings=MergeSettings(method="direct"))
+        job.run(request, StandaloneHost(None, [server.loras]))
+        yield server
+
+
+def open_panel(tab: Tab, steps: int) -> None:
+    tab.page.locator("#ziplora_comparison").get_by_text("Compare", exact=True).first.click()
+    tab.page.locator("#ziplora_compare_how").get_by_text("How the pictures are drawn").click()
+    tab.set_number("compare_steps", steps)
+    for side in ("width", "height"):
+        tab.set_number(f"compare_{side}", 64)
+
+
+def choose(tab: Tab) -> None:
+    box = tab.page.locator("#ziplora_compare_merge input")
+    box.click()
+    box.fill(MERGED)
+    tab.page.locator("ul.options li").filter(has_text=MERGED).first.click()
+    expect(tab.text("compare_prompts")).to_have_value(
+        "a sks emoji\na cat emoji in szn style\na sks emoji in szn style"
+    )
+    tab.text("compare_prompts").fill("a sks emoji in szn style")
+
+
+def ended(tab: Tab, kind: str, box: str = "compare_result") -> Locator:
+    found = tab.page.locator(f"#ziplora_{box} [data-outcome={kind}]").first
+    expect(found).to_be_visible(timeout=MERGE_MS)
+    return found
+
+
+def thumbnails(tab: Tab) -> Locator:
+    return tab.page.locator("#ziplora_compare_gallery .thumbnail-item")
+
+
+def test_one_click_draws_the_sheet_and_a_chosen_picture_becomes_the_preview(tab: Tab, server: Server) -> None:
+    open_panel(tab, steps=2)
+    choose(tab)
+    tab.press("compare")
+    expect(tab.page.locator("#ziplora_compare")).to_be_disabled()
+    expect(ended(tab, "done")).to_contain_text(f"Drew {PICTURES} of {PICTURES} pictures of {MERGED}")
+    expect(thumbnails(tab)).to_have_count(PICTURES + 1)
+    tab.idle()
+    expect(tab.page.locator("#ziplora_compare")).to_be_enabled()
+    preview = server.loras / f"{MERGED}.preview.png"
+    assert infotext(preview).startswith(f"a sks emoji in szn style <lora:{MERGED}:1>")
+    saved = sorted((server.loras / "ziplora-pictures").glob("*.png"))
+    assert len(saved) == PICTURES + 1 and "ZipLoRA rows" in infotext(saved[-1])
+    thumbnails(tab).nth(1).click()
+    tab.press("compare_use")
+    expect(tab.page.locator("#ziplora_compare_note").first).to_contain_text(preview.name)
+    assert infotext(preview).startswith(f"a sks emoji in szn style <lora:{SUBJECT}:1>")
+    assert tab.page.evaluate("localStorage.getItem('ziplora_task')") is None
+
+
+def infotext(file: Path) -> str:
+    with Image.open(file) as image:
+        return str(image.info["parameters"])
+
+
+def test_interrupt_after_a_reload_keeps_the_finished_pictures(tab: Tab, server: Server) -> None:
+    open_panel(tab, steps=60)
+    choose(tab)
+    tab.press("compare")
+    expect(tab.page.locator("#ziplora_bar").first).to_contain_text("picture 2", timeout=MERGE_MS)
+    tab.page.reload()
+    expect(tab.page.locator("#ziplora_bar").first).to_contain_text("picture", timeout=30_000)
+    tab.press("interrupt")
+    expect(ended(tab, "interrupted", "result")).to_contain_text("The comparison was interrupted")
+    tab.idle()
+    expect(thumbnails(tab).first).to_be_visible()
+    assert 2 <= thumbnails(tab).count() <= PICTURES
+    tab.page.set_viewport_size({"width": 390, "height": 900})
+    assert tab.page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_a_comparison_without_a_merge_says_so(tab: Tab) -> None:
+    open_panel(tab, steps=2)
+    tab.press("compare")
+    expect(ended(tab, "error")).to_contain_text("No merged LoRA is chosen")
+    tab.idle()
+
+
+def test_a_merge_is_compared_by_itself_when_asked(tab: Tab, server: Server) -> None:
+    open_panel(tab, steps=1)
+    tab.page.locator("#ziplora_compare_after input").check()
+    tab.prepare("compared", updates=1)
+    tab.page.locator("#ziplora_method").get_by_text("direct", exact=True).click()
+    tab.text("compare_prompts").fill("a sks emoji in szn style")
+    tab.press("generate")
+    expect(tab.outcome("done")).to_contain_text("compared.safetensors")
+    expect(ended(tab, "done")).to_contain_text(f"Drew {PICTURES} of {PICTURES} pictures of compared")
+    expect(thumbnails(tab)).to_have_count(PICTURES + 1)
+    expect(tab.outcome("done")).to_contain_text("compared.safetensors")
+    tab.idle()
+    assert {"compared.json", "compared.preview.png"} <= server.files()
