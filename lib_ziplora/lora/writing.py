@@ -76,7 +76,8 @@ def write_lora(
     """Write layers as a kohya file that WebUI, Forge and ComfyUI load in full.
 
     The file appears under its name only after its factors were compared with the layers, every byte was read
-    back and compared, and all was flushed to the disk; until then, and after any failure, what was there before is untouched.
+    back and compared, and all was flushed to the disk; until then, and after any failure, what was there before is
+    untouched.
     ``ss_output_name`` is set to the file's stem, the hashes to the tensors' own.
 
     Args:
