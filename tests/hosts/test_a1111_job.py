@@ -85,7 +85,7 @@ def test_three_loras_and_their_export_act_as_their_parts(host: A1111Host, method
         parts = zip(report.split, strengths, strict=True)
         together = webui.webui_prediction(*((part, 0.0, strength) for part, strength in parts))
         assert webui.relative(drawn[-1], together) < 1e-4
-        assert webui.relative(drawn[-1], base) > 0.05
+        assert webui.relative(drawn[-1], base) > 0.01
     assert webui.relative(*drawn) > 0.05
 
 

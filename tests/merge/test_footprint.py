@@ -6,6 +6,8 @@ import functools
 
 import pytest
 
+pytest.importorskip("diffusers", reason="counts activations on diffusers' UNet")
+
 from benchmarks.activations import OUTSIDE, counted
 from benchmarks.cost import MetaDenoiser, attention_only, lora
 from lib_ziplora.lora.keys import canonical_modules
