@@ -61,7 +61,7 @@ def test_a_merge_from_pick_to_picture(
     tab.pick("subject", SUBJECT)
     tab.pick("style", STYLE)
     expect(tab.page.locator("#ziplora_subject_facts").first).to_contain_text(
-        re.compile(r"sdxl.*rank \d+.*layers")
+        re.compile(r"Stable Diffusion XL.*rank \d+.*layers")
     )
     expect(tab.text("subject_prompt")).to_have_value("a sks emoji")
     expect(tab.text("style_prompt")).not_to_have_value("")
