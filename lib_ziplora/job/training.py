@@ -24,7 +24,7 @@ from .balancing import Balance
 from .memory import fitting_plans
 from .progress import Meter, update_units
 from .report import Learnt
-from .teaching import Teacher
+from .teaching import Drawn, Teacher
 
 
 class WatchedDenoiser:
@@ -82,17 +82,7 @@ def learn(
     used = {name: modules[name] for layers in concepts for name in layers}
     allowed = fitting_plans(concepts, settings, denoiser) if settings.updates else []
     teacher = Teacher(session, denoiser, used, settings, meter)
-    conditions = teacher.conditioning(chosen, text_deltas)
-    drawn = [
-        teacher.samples(layers, lora, conditions, index)
-        for index, (layers, lora) in enumerate(zip(concepts, chosen, strict=True))
-    ]
-    names = labels([lora.role for lora in chosen])
-    terms = [_Term(name, part.train) for name, part in zip(names, drawn, strict=True)]
-    balance = teacher.balance(concepts, chosen, conditions)
-    if settings.combines:
-        both = teacher.combined(concepts, balance.strengths, conditions)
-        terms.append(_Term("combined", both, settings.combined_weight))
+    drawn, terms, balance = _lessons(teacher, concepts, chosen, text_deltas, settings)
     heldout = [samples.heldout for samples in drawn]
     coefficients = MergerCoefficients.ones(concepts, denoiser.device, denoiser.dtype)
     before = _evaluate(denoiser, used, coefficients, heldout, meter)
@@ -114,6 +104,28 @@ class _Term:
     name: str
     samples: Samples
     weight: float = 1.0
+
+
+def _lessons(
+    teacher: Teacher,
+    concepts: Sequence[Concept],
+    chosen: Sequence[LoraInput],
+    text_deltas: TextDeltas,
+    settings: MergeSettings,
+) -> tuple[list[Drawn], list[_Term], Balance]:
+    """What each LoRA draws, the errors of the objective, and the strengths that the combined prompt is drawn at."""
+    conditions = teacher.conditioning(chosen, text_deltas)
+    drawn = [
+        teacher.samples(layers, lora, conditions, index)
+        for index, (layers, lora) in enumerate(zip(concepts, chosen, strict=True))
+    ]
+    names = labels([lora.role for lora in chosen])
+    terms = [_Term(name, part.train) for name, part in zip(names, drawn, strict=True)]
+    balance = teacher.balance(concepts, chosen, conditions)
+    if settings.combines:
+        both = teacher.combined(concepts, balance.strengths, conditions)
+        terms.append(_Term("combined", both, settings.combined_weight))
+    return drawn, terms, balance
 
 
 def _evaluate(
