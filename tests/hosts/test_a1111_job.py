@@ -86,7 +86,7 @@ def test_three_loras_and_their_export_act_as_their_parts(host: A1111Host, method
         together = webui.webui_prediction(*((part, 0.0, strength) for part, strength in parts))
         assert webui.relative(drawn[-1], together) < 1e-4
         assert webui.relative(drawn[-1], base) > 0.01
-    assert webui.relative(*drawn) > 0.05
+    assert webui.relative(*drawn) > 0.01
 
 
 @pytest.mark.parametrize("moment", ["encoding", "sampling", "optimising"])
