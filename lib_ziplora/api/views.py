@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import os
 from collections.abc import Collection
 from pathlib import Path
@@ -16,6 +15,7 @@ from ..config import setting_defaults, setting_fields
 from ..errors import OutputError
 from ..hosts import Host, Progress
 from ..job import CatalogEntry, Document, Overlap, Preflight, ReexportRequest
+from ..job.document import finite
 from ..job.overlap import KINDS
 from ..job.queue import Job, Request
 from .bodies import TYPE_NAMES
@@ -167,14 +167,14 @@ def _job_loras(request: Request) -> list[JobLora]:
 
 
 def _progress_view(event: Progress | None) -> ProgressView | None:
-    return None if event is None else ProgressView(**_finite(dataclasses.asdict(event)))
+    return None if event is None else ProgressView(**finite(dataclasses.asdict(event)))
 
 
 def _report(job: Job) -> dict[str, Any] | None:
     if job.report is None:
         return None
     figures = {name: value for name, value in job.report.to_json().items() if name != "output"}
-    shown: dict[str, Any] = _finite({**figures, "tag": job.report.tag})
+    shown: dict[str, Any] = finite({**figures, "tag": job.report.tag})
     return shown
 
 
@@ -211,7 +211,7 @@ def explanation_view(document: Document) -> dict[str, Any]:
     for lora, source in zip(found["loras"], document.saved.sources, strict=True):
         lora["lora"] = source.name
         del lora["images"]
-    shown: dict[str, Any] = _finite(found)
+    shown: dict[str, Any] = finite(found)
     return shown
 
 
@@ -246,7 +246,7 @@ def overview_view(summary: dict[str, Any]) -> dict[str, Any]:
     shown = {name: value for name, value in summary.items() if name != "file"}
     if "files" in shown:
         shown["files"] = [overview_view(one) for one in shown["files"]]
-    cleaned: dict[str, Any] = _finite(shown)
+    cleaned: dict[str, Any] = finite(shown)
     return cleaned
 
 
@@ -265,12 +265,3 @@ def without_folders(sentence: str, folders: Collection[Path]) -> str:
             sentence = sentence.replace(f"{folder}{mark}", "")
         sentence = sentence.replace(folder, "the LoRA folder")
     return sentence
-
-
-def _finite(value: Any) -> Any:
-    """Plain data for JSON, which has no NaN and no infinity: null stands for them."""
-    if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -23,6 +23,11 @@ SEED = 500_009
 VAE_FACTOR = 8
 
 
+def latent_shape(settings: MergeSettings) -> tuple[int, int]:
+    """(height, width) of the samples' latents."""
+    return settings.height // VAE_FACTOR, settings.width // VAE_FACTOR
+
+
 @dataclass(frozen=True)
 class Conditions:
     """Conditioning: a row for each LoRA's own prompt, one for all together, one for the negative prompt."""
@@ -147,7 +152,7 @@ class Scales:
                 self.denoiser.predict,
                 cond,
                 self.conditions.uncond,
-                shape=(self.settings.height // VAE_FACTOR, self.settings.width // VAE_FACTOR),
+                shape=latent_shape(self.settings),
                 steps=WEIGHED_STEPS,
                 guidance_scale=self.settings.guidance_scale,
                 generator=torch.Generator().manual_seed(self.settings.seed + SEED + number),

@@ -90,7 +90,7 @@ class Document:
     def to_json(self) -> dict[str, Any]:
         """Plain data; what is not finite is None."""
         saved = self.saved
-        found: dict[str, Any] = _finite(
+        found: dict[str, Any] = finite(
             {
                 "generator": GENERATOR,
                 "version": __version__,
@@ -153,10 +153,10 @@ def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and infinity."""
+def finite(value: Any) -> Any:
+    """Plain data for JSON, which has no NaN and no infinity: None stands for them."""
     if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
+        return {key: finite(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(one) for one in value]
+        return [finite(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -25,7 +25,7 @@ from ..merge.samples import (
     scaled_like,
     trajectory,
 )
-from .balancing import Balance, Conditions, Scales
+from .balancing import Balance, Conditions, Scales, latent_shape
 from .images import load_images
 from .progress import Meter, heldout_steps
 
@@ -35,7 +35,6 @@ Walk = tuple[Tensor, Tensor, Tensor]
 Draw = Callable[[int, int, int], Walk]
 """(seed, trajectories, steps of each) -> samples of the LoRA that is attached."""
 
-VAE_FACTOR = 8
 HELDOUT_SEED = 1_000_003
 TRAJECTORY_SEED = 7919
 
@@ -155,7 +154,7 @@ class Teacher:
                     self.denoiser.predict,
                     cond,
                     uncond,
-                    shape=(settings.height // VAE_FACTOR, settings.width // VAE_FACTOR),
+                    shape=latent_shape(settings),
                     steps=steps,
                     guidance_scale=settings.guidance_scale,
                     generator=torch.Generator().manual_seed(seed + TRAJECTORY_SEED * number),
