@@ -106,7 +106,7 @@ class Bench:
                 for pair in halves()["choose"]:
                     pixels = self.pictures(method, pair, "both", seeds, "development-")
                     scores[pair.name] = self.scored(pixels, pair)
-                found[method] = scoring.summarise(scores).means["headline"]
+                found[method] = scoring.summarise(scores).headline.mean
             note.write_text(json.dumps(found, indent=1), encoding="utf-8")
         grid: dict[str, float] = json.loads(note.read_text(encoding="utf-8"))
         return max(grid, key=lambda name: grid[name])
@@ -143,7 +143,7 @@ class Bench:
 
     def rows(self) -> dict[str, scoring.Row]:
         """Method -> figures; the true drawings' own scores too."""
-        rows = {name: scoring.summarise(by["both"]) for name, by in self.scores.items()}
+        rows = {name: scoring.summarise(*by.values()) for name, by in self.scores.items()}
         truth = {}
         for pair in self.pairs:
             truth[pair.name] = self.scored(self.truth(pair)[1:], pair)
@@ -188,7 +188,7 @@ def report(bench: Bench, json_file: Path | None) -> str:
         data = {
             "methods": {
                 name: row.means
-                | {"low": row.low, "high": row.high, "by_pair": row.by_pair}
+                | {"headline": _interval(row.headline), "overall": _interval(row.overall)}
                 | extra.get(name, {})
                 for name, row in rows.items()
             },
@@ -203,6 +203,12 @@ def report(bench: Bench, json_file: Path | None) -> str:
         }
         json_file.write_text(json.dumps(data, indent=1), encoding="utf-8")
     return text
+
+
+def _interval(score: scoring.Score | None) -> dict[str, Any] | None:
+    if score is None:
+        return None
+    return {"mean": score.mean, "low": score.low, "high": score.high, "by_pair": score.by_pair}
 
 
 def _plain(scores: scoring.Scores) -> dict[str, list[float]]:

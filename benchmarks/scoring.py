@@ -55,9 +55,29 @@ def true_drawing(drawings: Drawings, subject: str, style: str) -> np.ndarray:
     return np.concatenate([plain, ((back + 1) * 127.5).round().to(torch.uint8).numpy()])
 
 
-def headline(subject: float | np.ndarray, style: float | np.ndarray) -> np.ndarray:
-    """Harmonic mean of both scores."""
-    return 2 * subject * style / np.maximum(np.asarray(subject + style), 1e-9)
+def harmonic_mean(scores: np.ndarray) -> np.ndarray:
+    """Over the first axis; 0 where a score is 0."""
+    inverse = np.divide(1, scores, out=np.full_like(scores, np.inf), where=scores > 0)
+    mean: np.ndarray = len(scores) / inverse.sum(0)
+    return mean
+
+
+@dataclass(frozen=True)
+class Score:
+    """One figure over all pairs with its 95 % interval.
+
+    Attributes:
+        mean: over the pairs.
+        low: lower end of the interval; ``high``: its upper end.
+        by_pair: pair -> value.
+        samples: resampled means, (RESAMPLES,).
+    """
+
+    mean: float
+    low: float
+    high: float
+    by_pair: dict[str, float]
+    samples: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -65,43 +85,69 @@ class Row:
     """One method's figures over all pairs.
 
     Attributes:
-        means: measure -> mean over pairs of the mean over pictures; ``headline`` too.
-        low: lower end of the headline's 95 % interval; ``high``: its upper end.
-        by_pair: pair -> headline.
-        samples: resampled headlines, (RESAMPLES,).
+        means: measure -> mean over pairs of the mean over pictures of the combined prompt.
+        headline: harmonic mean of the subject's and the style's score on the combined prompt.
+        overall: harmonic mean of these two and of each concept's score with its own prompt, where
+            that was drawn.
     """
 
     means: dict[str, float]
-    low: float
-    high: float
-    by_pair: dict[str, float]
-    samples: np.ndarray
+    headline: Score
+    overall: Score | None = None
 
 
-def summarise(scores: Mapping[str, Scores]) -> Row:
-    """Means over pairs, and a bootstrap over pairs and, within each, over its pictures.
+def summarise(
+    both: Mapping[str, Scores],
+    subject: Mapping[str, Scores] | None = None,
+    style: Mapping[str, Scores] | None = None,
+) -> Row:
+    """Means over pairs with intervals.
+
+    Args:
+        both: pair -> scores of the pictures of the combined prompt.
+        subject: the same of the subject's own prompt, and ``style`` of the style's.
+    """
+    measured = [name for name in MEASURES if all(name in scores for scores in both.values())]
+    means = {name: float(np.mean([s[name].mean() for s in both.values()])) for name in measured}
+    together = {pair: [np.stack([s["subject_rr"], s["style_rr"]])] for pair, s in both.items()}
+    overall = None
+    if subject and style and set(subject) == set(style) == set(both):
+        overall = _resampled(
+            {
+                pair: [*parts, subject[pair]["subject_rr"][None], style[pair]["style_rr"][None]]
+                for pair, parts in together.items()
+            }
+        )
+    return Row(means, _resampled(together), overall)
+
+
+def _resampled(parts: Mapping[str, Sequence[np.ndarray]]) -> Score:
+    """Harmonic mean of all measures, with a bootstrap over pairs and, within each, over its pictures.
 
     The same pairs and pictures (seeds) are drawn for every method, so that differences are paired.
+
+    Args:
+        parts: pair -> arrays of (measures, pictures), one for each prompt.
     """
     generator = np.random.default_rng(0)
     resampled, by_pair = [], {}
-    for pair, found in scores.items():
-        subject, style = found["subject_rr"], found["style_rr"]
-        rows = generator.integers(len(subject), size=(RESAMPLES, len(subject)))
-        resampled.append(headline(subject[rows].mean(1), style[rows].mean(1)))
-        by_pair[pair] = float(headline(subject.mean(), style.mean()))
+    for pair, arrays in parts.items():
+        drawn = []
+        for values in arrays:
+            rows = generator.integers(values.shape[1], size=(RESAMPLES, values.shape[1]))
+            drawn += list(values[:, rows].mean(2))
+        resampled.append(harmonic_mean(np.stack(drawn)))
+        by_pair[pair] = float(harmonic_mean(np.concatenate([values.mean(1) for values in arrays])))
     chosen = generator.integers(len(resampled), size=(len(resampled), RESAMPLES))
     samples = np.take_along_axis(np.stack(resampled), chosen, 0).mean(0)
-    means = {name: float(np.mean([s[name].mean() for s in scores.values()])) for name in MEASURES}
-    means["headline"] = float(np.mean(list(by_pair.values())))
     low, high = np.quantile(samples, [0.025, 0.975])
-    return Row(means, float(low), float(high), by_pair, samples)
+    return Score(float(np.mean(list(by_pair.values()))), float(low), float(high), by_pair, samples)
 
 
-def difference(row: Row, other: Row) -> tuple[float, float, float]:
-    """Headline of ``row`` less that of ``other``, and its 95 % interval over the same pairs and pictures."""
-    low, high = np.quantile(row.samples - other.samples, [0.025, 0.975])
-    return row.means["headline"] - other.means["headline"], float(low), float(high)
+def difference(score: Score, other: Score) -> tuple[float, float, float]:
+    """``score`` less ``other``, and the 95 % interval over the same pairs and pictures."""
+    low, high = np.quantile(score.samples - other.samples, [0.025, 0.975])
+    return score.mean - other.mean, float(low), float(high)
 
 
 def chance(judge: Judge) -> dict[str, float]:
@@ -115,45 +161,58 @@ def chance(judge: Judge) -> dict[str, float]:
         "style_rr": style_rr,
         "style_share": 1 / len(STYLES),
         "style_top1": 1 / len(STYLES),
-        "headline": float(headline(rr, style_rr)),
+        "headline": float(harmonic_mean(np.array([rr, style_rr]))),
     }
 
 
-def by_style(row: Row) -> dict[str, float]:
-    """Style -> mean headline of its pairs (named ``subject:style``)."""
+def by_style(score: Score) -> dict[str, float]:
+    """Style -> mean of its pairs (named ``subject:style``)."""
     found: dict[str, list[float]] = {}
-    for pair, value in row.by_pair.items():
+    for pair, value in score.by_pair.items():
         found.setdefault(pair.split(":")[1], []).append(value)
     return {style: float(np.mean(values)) for style, values in found.items()}
+
+
+TITLES = (
+    *("method", "headline", "95 %", "less {} (95 %)", "overall", "95 %", "less {} (95 %)"),
+    *("subject", "style", "distance", "keeps subject", "keeps style", "held-out", "travel", "s"),
+)
+KEPT = ("keeps_subject", "keeps_style", "heldout_loss_end", "mean_travel", "seconds")
 
 
 def table(
     rows: Mapping[str, Row], extra: Mapping[str, Mapping[str, float]], against: str, styles: Sequence[str]
 ) -> str:
-    """A Markdown table, best headline first; ``extra`` holds columns beside the scores."""
-    names = sorted(rows, key=lambda name: -rows[name].means["headline"])
-    titles = ["method", "headline", "95 %", f"less {against} (95 %)", "subject", "top 1", "top 5"]
-    titles += [
-        "style",
-        "top 1",
-        "share",
-        "distance",
-        "keeps subject",
-        "keeps style",
-        "held-out",
-        "travel",
-        "s",
-    ]
-    lines = ["| " + " | ".join([*titles, *styles]) + " |", "|" + "---|" * (len(titles) + len(styles))]
-    for name in names:
+    """A Markdown table, best headline first.
+
+    Args:
+        rows: method -> scores.
+        extra: method -> figures beside the scores, by the names of ``KEPT``.
+        against: the method that the others are compared with.
+        styles: whose own mean headlines are the last columns.
+    """
+    titles = [title.format(against) for title in TITLES] + list(styles)
+    lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
+    base = rows.get(against)
+    for name in sorted(rows, key=lambda name: -rows[name].headline.mean):
         row, more = rows[name], extra.get(name, {})
-        cells = [name, f"**{row.means['headline']:.3f}**", f"{row.low:.2f}–{row.high:.2f}"]
-        gain = difference(row, rows[against]) if against in rows and name != against else None
-        cells.append(f"{gain[0]:+.3f} ({gain[1]:+.2f}…{gain[2]:+.2f})" if gain else "")
-        cells += [f"{row.means[measure]:.2f}" for measure in MEASURES]
-        kept = ("keeps_subject", "keeps_style", "heldout_loss_end", "mean_travel", "seconds")
-        cells += [f"{more[key]:.2f}" if more.get(key) is not None else "" for key in kept]
-        groups = by_style(row)
+        other = base if base is not row else None
+        cells = [name, *_cells(row.headline, other and other.headline)]
+        cells += _cells(row.overall, other and other.overall)
+        cells += [f"{row.means[measure]:.2f}" for measure in ("subject_rr", "style_rr", "distance")]
+        cells += [f"{more[key]:.2f}" if more.get(key) is not None else "" for key in KEPT]
+        groups = by_style(row.headline)
         cells += [f"{groups[style]:.2f}" if style in groups else "" for style in styles]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _cells(score: Score | None, against: Score | None) -> list[str]:
+    """A figure, its interval, and its gain over another's."""
+    if score is None:
+        return ["", "", ""]
+    cells = [f"**{score.mean:.3f}**", f"{score.low:.2f}–{score.high:.2f}", ""]
+    if against is not None:
+        gain, low, high = difference(score, against)
+        cells[2] = f"{gain:+.3f} ({low:+.2f}…{high:+.2f})"
+    return cells

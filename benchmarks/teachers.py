@@ -205,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(scoring.table(rows, {}, "sum/1/1", sorted({pair.style for pair in pairs})))
     if args.json is not None:
         args.json.write_text(
-            json.dumps({n: r.means | {"by_pair": r.by_pair} for n, r in rows.items()}, indent=1)
+            json.dumps({n: r.means | {"by_pair": r.headline.by_pair} for n, r in rows.items()}, indent=1)
         )
 
 

@@ -21,16 +21,25 @@ def scores(subject: list[float], style: list[float]) -> scoring.Scores:
 
 def test_the_headline_is_the_harmonic_mean_of_each_pairs_means():
     row = scoring.summarise({"a:x": scores([1.0, 0.0], [0.25, 0.25]), "b:x": scores([1.0, 1.0], [0.0, 0.0])})
-    assert row.by_pair == pytest.approx({"a:x": 1 / 3, "b:x": 0.0})
-    assert row.means["headline"] == pytest.approx(1 / 6)
-    assert row.low < row.means["headline"] < row.high
+    assert row.headline.by_pair == pytest.approx({"a:x": 1 / 3, "b:x": 0.0})
+    assert row.headline.mean == pytest.approx(1 / 6)
+    assert row.headline.low < row.headline.mean < row.headline.high
+    assert row.overall is None
+
+
+def test_the_overall_score_is_the_harmonic_mean_over_all_three_prompts():
+    both, subject, style = scores([1.0, 0.0], [0.25, 0.25]), scores([1.0], [0.0]), scores([0.0], [0.5])
+    row = scoring.summarise({"a:x": both}, {"a:x": subject}, {"a:x": style})
+    assert row.overall.mean == pytest.approx(4 / (1 / 0.5 + 1 / 0.25 + 1 + 1 / 0.5))
+    assert row.headline.mean == pytest.approx(1 / 3)
+    assert row.overall.low < row.overall.mean < row.overall.high
 
 
 def test_differences_are_taken_over_the_same_pictures():
     noisy = np.random.default_rng(1).random(40)
-    low, high = (scoring.summarise({"a:x": scores(list(noisy), [v] * 40)}) for v in (0.2, 0.3))
+    low, high = (scoring.summarise({"a:x": scores(list(noisy), [v] * 40)}).headline for v in (0.2, 0.3))
     gain, least, most = scoring.difference(high, low)
-    assert gain == pytest.approx(high.means["headline"] - low.means["headline"])
+    assert gain == pytest.approx(high.mean - low.mean)
     assert 0 < least <= gain <= most
     assert most - least < high.high - high.low
 
