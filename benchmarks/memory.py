@@ -79,6 +79,9 @@ class RandomHost:
     def encode_prompts(self, prompts: Sequence[str], **_: object) -> Conditioning:
         return conditioning(self.denoiser, len(prompts))
 
+    def unet_alone(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
     def check_alive(self) -> None: ...
 
     def report(self, progress: Progress) -> None: ...

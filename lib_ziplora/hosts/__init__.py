@@ -102,6 +102,13 @@ class Session(Protocol):
         """Scaled latents (n, channels, h/8, w/8) in fp32 of images (n, 3, h, w) in [0, 1]."""
         ...
 
+    def unet_alone(self) -> AbstractContextManager[None]:
+        """Text encoders and autoencoder off the GPU inside the block, where that frees memory; then back.
+
+        Inside it the denoiser works as ever, and nothing is encoded.
+        """
+        ...
+
     def check_alive(self) -> None:
         """Raise HostError when the model was swapped, moved or unloaded meanwhile."""
         ...
@@ -207,6 +214,15 @@ class KeepsData(Protocol):
 
     def data_folder(self) -> Path | None:
         """A folder of our own, not made yet perhaps; None when there is none."""
+        ...
+
+
+@runtime_checkable
+class KnowsSize(Protocol):
+    """A host that can tell ``Session.native_size`` before its model is opened."""
+
+    def picture_size(self) -> int | None:
+        """Width and height of the checkpoint's pictures, in pixels; None when nothing tells."""
         ...
 
 

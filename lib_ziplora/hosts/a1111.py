@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,20 @@ from ..denoiser import Conditioning, TextDeltas
 from ..errors import HostError
 from . import ApiAccess, CheckpointInfo, InstalledLora, Pen, Progress, Sampler
 from ._a1111 import api, drawing, guard, loras, model, text
+from .parking import parked
 
 SDXL_SIZE = 1024
+SMALLEST_SIZE, LARGEST_SIZE = 64, 2048
+
+
+def _resolution(entry: Any | None) -> int | None:
+    """The edge of the square pictures that a checkpoint's metadata (ModelSpec) name; None without any."""
+    given = (getattr(entry, "metadata", None) or {}).get("modelspec.resolution")
+    width, mark, height = str(given or "").lower().partition("x")
+    if not width.isdecimal() or (mark and height != width):
+        return None
+    size = int(width)
+    return size if SMALLEST_SIZE <= size <= LARGEST_SIZE and size % SMALLEST_SIZE == 0 else None
 
 
 @dataclass(frozen=True)
@@ -28,8 +40,8 @@ class A1111Session:
 
     @property
     def native_size(self) -> int:
-        """SDXL's; the WebUI does not know what else a checkpoint was trained on."""
-        return SDXL_SIZE
+        """As the checkpoint's metadata say, else SDXL's: the WebUI knows nothing else about it."""
+        return _resolution(self.identity.entry) or SDXL_SIZE
 
     def encode_prompts(
         self, prompts: Sequence[str], *, width: int, height: int, negative: bool, deltas: TextDeltas
@@ -55,6 +67,15 @@ class A1111Session:
                 "The VAE made NaNs of the reference images. Start the WebUI with --no-half-vae, or choose another VAE."
             )
         return encoded
+
+    def unet_alone(self) -> AbstractContextManager[None]:
+        """See ``Session.unet_alone``; under --medvram the WebUI sees to that by itself.
+
+        The WebUI draws no live preview meanwhile: it has no picture on its way, and a decoding that another
+        request begins would fail as it does while the WebUI swaps checkpoints, which it passes over.
+        """
+        loaded = self.identity.model
+        return nullcontext() if loaded.lowvram else parked([loaded.conditioner, loaded.first_stage_model])
 
     def check_alive(self) -> None:
         """Raise HostError when the WebUI has swapped or unloaded the model meanwhile."""
@@ -98,6 +119,10 @@ class A1111Host:
         if not model.swap_pending():
             model.check_kind(loaded)
             model.check_weights(loaded)
+
+    def picture_size(self) -> int | None:
+        """See ``KnowsSize``; from the checkpoint's metadata."""
+        return _resolution(model.current_entry())
 
     @contextmanager
     def open(self) -> Iterator[A1111Session]:
@@ -196,7 +221,7 @@ class A1111Host:
 
     def drawing(self, sampler: Sampler, count: int) -> AbstractContextManager[Pen]:
         """See ``Draws.drawing``; pictures are drawn as the txt2img tab draws them."""
-        return drawing.drawing(sampler, count, SDXL_SIZE)
+        return drawing.drawing(sampler, count, self.picture_size() or SDXL_SIZE)
 
     def api_access(self) -> ApiAccess | None:
         """Those who may use the WebUI's own API; None without --api."""

@@ -7,7 +7,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from . import CheckpointInfo, InstalledLora, Pen, Progress, Sampler, Session
 from . import _diffusers_draw as draw
 from . import _diffusers_model as model
 from . import _diffusers_text as text
+from .parking import parked
 
 SUFFIX = ".safetensors"
 MODEL_SUFFIXES = (SUFFIX, ".ckpt", ".pt", ".pth", ".bin")
@@ -57,6 +58,10 @@ class DiffusersSession:
             pixels = image.to(vae.device, torch.float32) * 2 - 1
             latents.append(vae.encode(pixels).latent_dist.sample(generator) * vae.config.scaling_factor)
         return torch.cat(latents).to(self.denoiser.device, torch.float32)
+
+    def unet_alone(self) -> AbstractContextManager[None]:
+        """See ``Session.unet_alone``."""
+        return parked([part for part in _parts(self.pipeline) if part is not self.pipeline.unet])
 
     def check_alive(self) -> None:
         """Nothing else can touch the model here."""
@@ -185,6 +190,18 @@ class StandaloneHost:
         if self._pipeline is None:
             self._pipeline = model.load_pipeline(path, self._config, self.device, self.dtype)
         return self._pipeline
+
+    def picture_size(self) -> int | None:
+        """See ``KnowsSize``; from the configuration files of a diffusers folder."""
+        folder = self._config or self._checkpoint
+        if folder is None:
+            return None
+        try:
+            files = [folder / part / "config.json" for part in ("unet", "vae")]
+            unet, vae = (json.loads(file.read_text(encoding="utf-8")) for file in files)
+            return int(unet["sample_size"]) << (len(vae["block_out_channels"]) - 1)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     @contextmanager
     def open(self) -> Iterator[Session]:

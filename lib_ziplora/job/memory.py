@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -62,9 +63,7 @@ def fitting_plans(
     free = free_memory(denoiser.device)
     if free is None:
         return allowed
-    size = {"width": settings.width, "height": settings.height, "itemsize": denoiser.dtype.itemsize}
-    coming = _weights_elsewhere(denoiser)
-    needs = [estimate_memory(loras, plan=plan, **size) + coming for plan in allowed]
+    needs = _needs(loras, settings, denoiser, allowed)
     if needs[-1] * CERTAIN > free:
         raise OutOfMemoryError(_too_little(needs[-1], free, settings))
     first = next((i for i, need in enumerate(needs) if need <= free), len(allowed) - 1)
@@ -72,19 +71,58 @@ def fitting_plans(
     return allowed[first:]
 
 
-def memory_remark(loras: Sequence[Mapping[str, Shaped]], settings: MergeSettings) -> str:
-    """What a merge will need of the GPU's memory, as a sentence; "" where there is none or nothing is learnt.
+def fits_at_once(loras: Sequence[Mapping[str, Shaped]], settings: MergeSettings, denoiser: Denoiser) -> bool:
+    """Whether the fastest plan has room in the memory that is free now."""
+    free = free_memory(denoiser.device)
+    fastest = plans(settings.batching, settings.checkpointing)[:1]
+    return free is None or _needs(loras, settings, denoiser, fastest)[0] <= free
 
-    The checkpoint's own size and fp16 are taken for granted: the model is not asked.
+
+def _needs(
+    loras: Sequence[Mapping[str, Shaped]],
+    settings: MergeSettings,
+    denoiser: Denoiser,
+    allowed: Sequence[Plan],
+) -> list[int]:
+    """Bytes that each plan takes, by the estimate."""
+    size = {"width": settings.width, "height": settings.height, "itemsize": denoiser.dtype.itemsize}
+    coming = _weights_elsewhere(denoiser)
+    return [estimate_memory(loras, plan=plan, **size) + coming for plan in allowed]
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """What a merge will need beside the checkpoint: bytes, and a sentence."""
+
+    need: int
+    words: str
+
+
+def foreseen_memory(
+    loras: Sequence[Mapping[str, Shaped]], settings: MergeSettings, native: int | None = None
+) -> Foreseen | None:
+    """What a merge will need of this machine's memory; None where nothing is learnt.
+
+    The device and its usual dtype are taken for granted: the model is not asked.
+
+    Args:
+        loras: each LoRA's UNet layers.
+        settings: of the merge.
+        native: the checkpoint's own size in pixels; None takes SDXL's.
     """
-    if not settings.updates or not torch.cuda.is_available():
-        return ""
-    free = free_memory(torch.device("cuda"))
+    if not settings.updates:
+        return None
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    free = free_memory(device)
     allowed = plans(settings.batching, settings.checkpointing)
-    size = {"width": settings.width or NATIVE, "height": settings.height or NATIVE}
-    needs = [estimate_memory(loras, plan=plan, **size) for plan in allowed]
+    size = {edge: getattr(settings, edge) or native or NATIVE for edge in ("width", "height")}
+    itemsize = 2 if device.type == "cuda" else 4
+    needs = [estimate_memory(loras, plan=plan, itemsize=itemsize, **size) for plan in allowed]
     first = next((i for i, need in enumerate(needs) if free is None or need <= free), len(allowed) - 1)
-    return f"GPU memory beside the checkpoint: {told(needs[first], free or 0)} ({allowed[first].words})."
+    words = f"memory beside the checkpoint: {told(needs[first], free)} ({allowed[first].words})."
+    if device.type == "cuda":
+        return Foreseen(needs[first], f"GPU {words}")
+    return Foreseen(needs[first], f"There is no CUDA GPU here, so it may take long. Main {words}")
 
 
 def _weights_elsewhere(denoiser: Denoiser) -> int:
@@ -93,9 +131,10 @@ def _weights_elsewhere(denoiser: Denoiser) -> int:
     return sum(p.numel() * p.element_size() for p in denoiser.unet.parameters() if p.device.type != kind)
 
 
-def told(need: int, free: int) -> str:
-    """What is needed beside the checkpoint and what is free, for people."""
-    return f"about {need / GIGABYTE:.1f} GB of memory needed, {free / GIGABYTE:.1f} GB free"
+def told(need: int, free: int | None) -> str:
+    """What is needed beside the checkpoint and what is free, where that is known, for people."""
+    words = f"about {need / GIGABYTE:.1f} GB of memory needed"
+    return words if free is None else f"{words}, {free / GIGABYTE:.1f} GB free"
 
 
 def _too_little(need: int, free: int, settings: MergeSettings) -> str:

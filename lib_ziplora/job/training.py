@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +22,7 @@ from ..merge.patch import check_fit
 from ..merge.plans import Plan
 from ..merge.samples import Samples
 from .balancing import Balance
-from .memory import fitting_plans
+from .memory import fits_at_once, fitting_plans
 from .progress import Meter, update_units
 from .report import Learnt
 from .teaching import Drawn, Teacher
@@ -80,7 +81,7 @@ def learn(
     for layers, lora in zip(concepts, chosen, strict=True):
         check_fit(modules, layers, lora.lora)
     used = {name: modules[name] for layers in concepts for name in layers}
-    allowed = fitting_plans(concepts, settings, denoiser) if settings.updates else []
+    alone, allowed = _room(session, concepts, settings)
     teacher = Teacher(session, denoiser, used, settings, meter)
     drawn, terms, balance = _lessons(teacher, concepts, chosen, text_deltas, settings)
     heldout = [samples.heldout for samples in drawn]
@@ -91,10 +92,29 @@ def learn(
         solve(coefficients, [samples.recording for samples in drawn], on_layer=meter.stop_if_interrupted)
     else:
         coefficients.fill(balance.strengths)
-    outcome = _loop(denoiser, used, coefficients, terms, settings, meter, allowed)
+    with alone():
+        outcome = _loop(denoiser, used, coefficients, terms, settings, meter, allowed)
     after = _evaluate(denoiser, used, coefficients, heldout, meter)
     vectors = tuple(coefficients.vectors(index) for index in range(len(concepts)))
     return _figures(outcome, before, after, balance), vectors
+
+
+def _room(
+    session: Session, concepts: Sequence[Concept], settings: MergeSettings
+) -> tuple[Callable[[], AbstractContextManager[None]], list[Plan]]:
+    """What is to be off the GPU while the loop runs, and the plans that then fit.
+
+    Text encoders and autoencoder stay where they are as long as the fastest plan fits beside them.
+
+    Raises:
+        OutOfMemoryError: not even the smallest plan fits.
+    """
+    if not settings.updates:
+        return nullcontext, []
+    denoiser = session.denoiser
+    alone = nullcontext if fits_at_once(concepts, settings, denoiser) else session.unet_alone
+    with alone():
+        return alone, fitting_plans(concepts, settings, denoiser)
 
 
 @dataclass(frozen=True)

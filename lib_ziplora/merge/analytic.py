@@ -172,8 +172,9 @@ class _LayerProblem:
         d, residual = torch.zeros_like(self.b), self.b.clone()
         direction = residual / scale
         energy = (residual * direction).sum()
+        solved = energy * torch.finfo(torch.float32).eps ** 2
         for _ in range(iterations):
-            if not bool(energy > 0):
+            if not bool(energy > solved):
                 break
             product = self.curvature(direction) + pull * direction
             step = energy / (direction * product).sum()

@@ -77,6 +77,20 @@ class HostContract:
         host.check()
         assert host.checkpoint().name
 
+    def test_with_the_unet_alone_it_predicts_the_same_and_encodes_afterwards(
+        self, host: Host, parts: list[nn.Module]
+    ) -> None:
+        with host.open() as session, torch.no_grad():
+            cond = self.encode(session, *PROMPTS)
+            before = snapshot(parts)
+            x_t, t = self.noisy(session, 2)
+            expected = session.denoiser.predict(x_t, t, cond)
+            with session.unet_alone():
+                assert torch.equal(session.denoiser.predict(x_t, t, cond), expected)
+                session.check_alive()
+            assert_same(before, snapshot(parts))
+            assert torch.equal(self.encode(session, *PROMPTS).context, cond.context)
+
     def test_model_is_untouched_after_success(self, host: Host, parts: list[nn.Module]) -> None:
         with host.open() as session:
             self.encode(session, *PROMPTS)  # transformers 5 installs its own hooks in a model's first forward

@@ -154,3 +154,19 @@ def test_solving_can_be_interrupted_between_layers():
 
     with pytest.raises(KeyboardInterrupt):
         solve(coefficients, [{}, {}], on_layer=stop)
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_going_on_after_the_solution_is_exact_changes_nothing(seed):
+    generator = torch.Generator().manual_seed(seed)
+    layers = [
+        LoraLayer("a", torch.randn(1, 6, generator=generator), torch.randn(6, 1, generator=generator), 1.0)
+        for _ in range(2)
+    ]
+    inputs = [{"a": [torch.randn(4, 6, generator=generator)]} for _ in range(2)]
+    found = []
+    for iterations in (10, 400):
+        coefficients = MergerCoefficients.ones([{"a": layer} for layer in layers])
+        solve(coefficients, inputs, iterations=iterations)
+        found.append(coefficients.layers["a"].m.detach().clone())
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
