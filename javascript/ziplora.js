@@ -10,10 +10,13 @@
     const RESTORE_MS = 500;
     const RESTORE_TRIES = 40;
     const SETTLE_TRIES = 10;
+    const CHECK_MS = 700;
+    const STARTERS = "#ziplora_generate, #ziplora_reexport, #ziplora_matrix_run";
     let task = "";
     let followed = "";
     let timer = null;
     let watching = null;
+    let checking = null;
 
     function find(selector) {
         const app = typeof window.gradioApp === "function" ? window.gradioApp() : document;
@@ -149,6 +152,44 @@
         }, 300);
     }
 
+    // What is told of a merge belongs to other settings now: tell it anew once nothing changes any more.
+    function outdated() {
+        if (!find("#ziplora_verdict .ziplora-box")) return;
+        markOutdated(true);
+        clearTimeout(checking);
+        checking = setTimeout(() => {
+            checking = null;
+            if (!task && find("#ziplora_verdict .ziplora-box")) press("ziplora_recheck");
+        }, CHECK_MS);
+    }
+
+    // The answer may be the same box as before, which the page then leaves as it is.
+    function checked() {
+        if (!checking) markOutdated(false);
+    }
+
+    function markOutdated(old) {
+        const place = find("#ziplora_verdict");
+        if (!place) return;
+        place.classList.toggle("ziplora-outdated", old);
+        place.setAttribute("aria-busy", old);
+    }
+
+    function noVerdict() {
+        clearTimeout(checking);
+        checking = null;
+        markOutdated(false);
+    }
+
+    // A page that has just been loaded also shows a task that another page has begun.
+    function askForRunning(tries) {
+        const answer = find("#ziplora_running [data-ticket]");
+        if (answer && answer.dataset.ticket && !task) follow(answer.dataset.ticket, true);
+        if (answer || task || tries === 0) return;
+        press("ziplora_ask");
+        setTimeout(() => askForRunning(tries - 1), RESTORE_MS);
+    }
+
     function tag() {
         const box = find("#ziplora_tag textarea, #ziplora_tag input");
         return box ? box.value : "";
@@ -181,9 +222,12 @@
         return values.slice(0, count);
     };
 
-    window.ziplora = {finished, copyTag, sendToTxt2img, ticket: () => [task], followed: () => [followed]};
+    window.ziplora = {finished, outdated, checked, copyTag, sendToTxt2img, ticket: () => [task], followed: () => [followed]};
 
     function start(root) {
+        root.addEventListener("click", (event) => {
+            if (event.target.closest(STARTERS)) noVerdict();
+        }, true);
         if (find("#txt2img_prompt")) root.classList.add("ziplora-in-webui");
         showRunning(false);
         new IntersectionObserver((entries, observer) => {
@@ -192,6 +236,7 @@
             press("ziplora_refresh");
         }).observe(root);
         if (remembered()) follow(remembered(), true);
+        else askForRunning(RESTORE_TRIES);
     }
 
     const waiting = setInterval(() => {

@@ -139,6 +139,7 @@
                 item.setAttribute("role", "option");
                 if (row.name === this.value) item.setAttribute("aria-current", "true");
                 if (row.note) item.appendChild(span("ziplora-option-note", row.note));
+                if (window.ziploraPictures) window.ziploraPictures.attach(item, row.name);
                 part.appendChild(item);
             }
             this.list.appendChild(part);

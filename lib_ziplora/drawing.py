@@ -33,6 +33,11 @@ def number(value: float) -> str:
     return f"{value:.3g}"
 
 
+def counted(count: int, thing: str) -> str:
+    """So many of something: ``1 layer``, ``2 layers``."""
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
+
+
 def percent(share: float) -> str:
     """A share of 1 in percent; what is there is never told as nothing, nor a part as all."""
     rounded = round(100 * share)

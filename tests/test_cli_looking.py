@@ -90,3 +90,23 @@ def test_a_matrix_that_makes_no_sense_is_a_wrong_command(capsys: pytest.CaptureF
             cli.main(["matrix", "--subject", "a", *(("--style", "b") if wrong else ()), *wrong])
         assert stop.value.code == 2
         assert ("No style" in (err := capsys.readouterr().err)) != (".png" in err)
+
+
+def test_check_tells_the_memory_and_the_time_of_the_merge_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("diffusers")
+    small = ("--width", "64", "--height", "64", "--sampling-steps", "2", "--guidance-scale", "1")
+    prompts = ("--subject-prompt", "a sks emoji", "--style-prompt", "a cat emoji in szn style")
+    options = (*PAIR, *prompts, *small, "--steps", "1", "--checkpoint", str(minixl.MODEL), "--device", "cpu")
+    out = str(tmp_path / "both.safetensors")
+    assert cli.main(["merge", *options, "-o", out]) == 0
+    capsys.readouterr()
+    assert cli.main(["check", *options, "-o", out, "--force", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["seconds"] > 0 and found["memory"] > 0
+    assert cli.main(["check", *options, "-o", out, "--force"]) == 0
+    text = capsys.readouterr().out
+    assert f"memory   about {found['memory'] / 1e9:.1f} GB" in text and "time     about" in text
+    assert cli.main(["check", *options, "-o", out, "--force", "--width", "128"]) == 0
+    assert "time" not in capsys.readouterr().out.partition("overlap")[0].partition("size")[2]

@@ -49,8 +49,10 @@ ROOMS = {
     ),
     "hosts": Room(inside("denoiser", "errors", "origins", "hosts.pictures"), ("torch",)),
     "hosts.pictures": Room((), ("PIL",)),
+    "hosts.parking": Room((), ("torch",)),
     "hosts.standalone": Room(
-        ANY_HOST + inside("hosts._diffusers_model", "hosts._diffusers_text", "hosts._diffusers_draw"),
+        ANY_HOST
+        + inside("hosts._diffusers_model", "hosts._diffusers_text", "hosts._diffusers_draw", "hosts.parking"),
         DIFFUSERS,
     ),
     "hosts._diffusers_draw": Room(
@@ -60,7 +62,8 @@ ROOMS = {
     "hosts._diffusers_model": Room(ANY_HOST, DIFFUSERS),
     "hosts._diffusers_text": Room(ANY_HOST, DIFFUSERS),
     "hosts.a1111": Room(
-        (*ANY_HOST, *inside("hosts._a1111.")), ("torch", "modules", "networks", "sgm", "ldm", "fastapi")
+        (*ANY_HOST, *inside("hosts._a1111.", "hosts.parking")),
+        ("torch", "modules", "networks", "sgm", "ldm", "fastapi"),
     ),
     "hosts.forge": Room((*ANY_HOST, *inside("hosts._forge.")), ("torch", "modules", "networks", "backend")),
     "ui": Room(

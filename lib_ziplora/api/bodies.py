@@ -1,30 +1,24 @@
-"""What the API takes: JSON bodies as requests, and their schemas, both from the one configuration.
-
-The bodies are checked here and not by pydantic, whose two major versions, both at large,
-coerce and refuse differently.
-"""
+"""What the API takes: JSON bodies as requests, and their schemas, both from the one configuration."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from ..config import (
-    ROLES,
-    LoraInput,
-    MergeRequest,
-    MergeSettings,
-    Role,
-    setting_defaults,
-    setting_fields,
-    settings_from,
-)
-from ..errors import ConfigError, OutputError
+from ..config import ROLES, LoraInput, MergeRequest, Role, setting_fields
+from ..errors import ConfigError
 from ..job import ReexportRequest
-from ..names import validate_name
+from .fields import (
+    Schema,
+    name_of,
+    object_schema,
+    refuse_unknown,
+    setting_schema,
+    settings_of,
+    typed,
+    value_of,
+)
 
-Schema = dict[str, Any]
-TYPE_NAMES = {str: "string", int: "integer", float: "number", bool: "boolean", list: "array"}
 LORA_NAME = "Name of an installed LoRA, as in <lora:name:1>. Paths are refused."
 LORA_FIELDS: dict[str, Schema] = {
     "lora": {"type": "string", "description": LORA_NAME},
@@ -64,6 +58,7 @@ OUTPUT_FIELDS: dict[str, Schema] = {
     },
 }
 INSPECT_FIELDS = ("lora", "other", "layers")
+MERGED = "Name of a merged LoRA with its coefficients beside it."
 
 
 def merge_request(body: Mapping[str, Any]) -> MergeRequest:
@@ -72,13 +67,13 @@ def merge_request(body: Mapping[str, Any]) -> MergeRequest:
     Raises:
         ConfigError: a field is unknown, missing, of the wrong type or outside its range.
     """
-    _refuse_unknown(body, REQUEST_FIELDS, "the request")
+    refuse_unknown(body, REQUEST_FIELDS, "the request")
     return MergeRequest(
         loras=_loras(body),
-        output=_output(body),
-        overwrite=_value(body, "overwrite", bool, default=False),
-        settings=_settings(_value(body, "settings", dict, default={})),
-        report=_value(body, "report", bool, default=False),
+        output=name_of(body),
+        overwrite=value_of(body, "overwrite", bool, default=False),
+        settings=settings_of(value_of(body, "settings", dict, default={})),
+        report=value_of(body, "report", bool, default=False),
     )
 
 
@@ -88,17 +83,17 @@ def reexport_request(body: Mapping[str, Any]) -> ReexportRequest:
     Raises:
         ConfigError: a field is unknown, missing, of the wrong type or outside its range.
     """
-    _refuse_unknown(body, REEXPORT_FIELDS, "the request")
+    refuse_unknown(body, REEXPORT_FIELDS, "the request")
     return ReexportRequest(
-        source=_value(body, "source", str),
-        output=_output(body),
-        overwrite=_value(body, "overwrite", bool, default=False),
+        source=value_of(body, "source", str),
+        output=name_of(body),
+        overwrite=value_of(body, "overwrite", bool, default=False),
         subject_weights=_weights(body, "subject_weights"),
         style_weights=_weights(body, "style_weights"),
-        rank=_value(body, "rank", str, default=""),
-        precision=_value(body, "precision", str, default=""),
-        split=_value(body, "split", bool, default=False),
-        report=_value(body, "report", bool, default=False),
+        rank=value_of(body, "rank", str, default=""),
+        precision=value_of(body, "precision", str, default=""),
+        split=value_of(body, "split", bool, default=False),
+        report=value_of(body, "report", bool, default=False),
     )
 
 
@@ -108,8 +103,8 @@ def explain_request(body: Mapping[str, Any]) -> str:
     Raises:
         ConfigError: a field is unknown, missing or of the wrong type.
     """
-    _refuse_unknown(body, ("lora",), "the request")
-    name: str = _value(body, "lora", str)
+    refuse_unknown(body, ("lora",), "the request")
+    name: str = value_of(body, "lora", str)
     return name
 
 
@@ -119,120 +114,64 @@ def inspect_request(body: Mapping[str, Any]) -> tuple[str, str, bool]:
     Raises:
         ConfigError: a field is unknown, missing or of the wrong type.
     """
-    _refuse_unknown(body, INSPECT_FIELDS, "the request")
-    names = _value(body, "lora", str), _value(body, "other", str, default="")
-    layers = _value(body, "layers", bool, default=False)
+    refuse_unknown(body, INSPECT_FIELDS, "the request")
+    names = value_of(body, "lora", str), value_of(body, "other", str, default="")
+    layers = value_of(body, "layers", bool, default=False)
     if layers and names[1]:
         raise ConfigError("layers lists the layers of one LoRA; leave other out, or layers.")
     return (*names, layers)
 
 
-def _output(body: Mapping[str, Any]) -> str:
-    output: str = _value(body, "output", str)
-    try:
-        return validate_name(output)
-    except OutputError as error:
-        raise ConfigError(str(error)) from error
-
-
 def _loras(body: Mapping[str, Any]) -> tuple[LoraInput, ...]:
     """``loras``, or ``subject`` and ``style``."""
     if "loras" not in body:
-        return tuple(_lora(_value(body, role, dict), role, role) for role in ROLES)
+        return tuple(lora_of(value_of(body, role, dict), role, role) for role in ROLES)
     if set(ROLES) & set(body):
         raise ConfigError("Give either loras, or subject and style.")
     found = []
-    for index, given in enumerate(_value(body, "loras", list)):
+    for index, given in enumerate(value_of(body, "loras", list)):
         within = f"loras[{index}]"
         if not isinstance(given, dict):
             raise ConfigError(f"{within} must be an object, not {given!r:.60}.")
-        role = _value(given, "role", str, within=within)
+        role = value_of(given, "role", str, within=within)
         if role not in ROLES:
             raise ConfigError(f"{within}.role must be one of {', '.join(ROLES)}, not {role!r:.60}.")
-        found.append(_lora({key: value for key, value in given.items() if key != "role"}, role, within))
+        found.append(lora_of({key: value for key, value in given.items() if key != "role"}, role, within))
     return tuple(found)
 
 
-def _lora(given: Mapping[str, Any], role: Role, within: str) -> LoraInput:
-    _refuse_unknown(given, tuple(LORA_FIELDS), within)
-    lora = _value(given, "lora", str, within=within)
-    prompt = _value(given, "prompt", str, default="", within=within)
-    return LoraInput(lora, prompt, _value(given, "weight", float, default=1.0, within=within), role=role)
+def lora_of(given: Mapping[str, Any], role: Role, within: str) -> LoraInput:
+    """The LoRA that an object of a body asks for.
+
+    Args:
+        given: the object.
+        role: what the LoRA brings.
+        within: what the object is called in errors.
+
+    Raises:
+        ConfigError: a field is unknown, missing, of the wrong type or outside its range.
+    """
+    refuse_unknown(given, tuple(LORA_FIELDS), within)
+    lora = value_of(given, "lora", str, within=within)
+    prompt = value_of(given, "prompt", str, default="", within=within)
+    return LoraInput(lora, prompt, value_of(given, "weight", float, default=1.0, within=within), role=role)
 
 
 def _weights(body: Mapping[str, Any], name: str) -> tuple[float, ...]:
-    given = _value(body, name, list, default=[])
-    return tuple(_typed(one, float, f"{name}[{index}]") for index, one in enumerate(given))
+    given = value_of(body, name, list, default=[])
+    return tuple(typed(one, float, f"{name}[{index}]") for index, one in enumerate(given))
 
 
-def _settings(given: Mapping[str, Any]) -> MergeSettings:
-    """As ``settings_from``, but what JSON can tell apart is not coerced."""
-    defaults = setting_defaults()
-    values = {
-        name: _value(given, name, type(defaults[name]), within="settings") if name in defaults else value
-        for name, value in given.items()
-    }
-    return settings_from(values)
-
-
-def _refuse_unknown(given: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
-    unknown = sorted(set(given) - set(known))
-    if unknown:
-        raise ConfigError(f"Unknown field {unknown[0]!r:.60} in {where}; there are {', '.join(known)}.")
-
-
-def _value(given: Mapping[str, Any], name: str, kind: type, *, default: Any = None, within: str = "") -> Any:
-    """A field of a JSON object, of that type."""
-    path = f"{within}.{name}" if within else name
-    if name not in given:
-        if default is None:
-            raise ConfigError(f"{path} is missing.")
-        return default
-    return _typed(given[name], kind, path)
-
-
-def _typed(value: Any, kind: type, path: str) -> Any:
-    """A JSON value of that type: no text for a number, no 3.5 for an integer."""
-    whole = kind is int and isinstance(value, float) and value.is_integer()
-    fits = isinstance(value, (int, float) if kind is float else kind) or whole
-    if not fits or (isinstance(value, bool) and kind is not bool):
-        wanted = TYPE_NAMES.get(kind, "object")
-        raise ConfigError(
-            f"{path} must be {'an' if wanted[0] in 'aeiou' else 'a'} {wanted}, not {value!r:.60}."
-        )
-    try:
-        return float(value) if kind is float else value
-    except OverflowError as error:
-        raise ConfigError(f"{path} is too large.") from error
-
-
-def object_schema(properties: dict[str, Schema], required: tuple[str, ...], **more: Any) -> Schema:
-    """JSON schema of an object that takes no other fields."""
-    fields = {"type": "object", "additionalProperties": False, "properties": properties}
-    return {**fields, **({"required": list(required)} if required else {}), **more}
-
-
-def setting_schema(name: str) -> Schema:
-    """JSON schema of one setting."""
-    option, default = setting_fields()[name], setting_defaults()[name]
-    schema: Schema = {
-        "title": option.label,
-        "type": TYPE_NAMES[type(default)],
-        "description": option.help,
-        "default": default,
-    }
-    if option.choices:
-        schema["enum"] = list(option.choices)
-    if option.minimum is not None:
-        schema |= {"minimum": option.minimum, "maximum": option.maximum}
-    return schema
+def settings_schema() -> Schema:
+    """JSON schema of ``MergeSettings``."""
+    fields = {name: setting_schema(name) for name in setting_fields()}
+    return object_schema(fields, (), description="What to compute; absent settings keep their default.")
 
 
 def merge_schema() -> Schema:
     """JSON schema of ``MergeRequest``, as the API takes it."""
     lora = object_schema(LORA_FIELDS, ("lora",))
     one = object_schema({**LORA_FIELDS, "role": ROLE_FIELD}, ("lora", "role"))
-    settings = object_schema({name: setting_schema(name) for name in setting_fields()}, ())
     return object_schema(
         {
             "subject": {**lora, "description": "The LoRA of the subject (the paper's content)."},
@@ -244,7 +183,7 @@ def merge_schema() -> Schema:
                 "description": "Instead of subject and style: any number of either.",
             },
             **OUTPUT_FIELDS,
-            "settings": {**settings, "description": "What to compute; absent settings keep their default."},
+            "settings": settings_schema(),
         },
         ("output",),
         title="MergeRequest",
@@ -273,10 +212,7 @@ def reexport_schema() -> Schema:
     rank, precision = setting_schema("rank"), setting_schema("precision")
     return object_schema(
         {
-            "source": {
-                "type": "string",
-                "description": "Name of a merged LoRA with its coefficients beside it.",
-            },
+            "source": {"type": "string", "description": MERGED},
             **OUTPUT_FIELDS,
             "subject_weights": weights("subject"),
             "style_weights": weights("style"),
@@ -306,5 +242,5 @@ def inspect_schema() -> Schema:
 
 def explain_schema() -> Schema:
     """JSON schema of the body of ``POST /explain``."""
-    merged = {"type": "string", "description": "Name of a merged LoRA with its coefficients beside it."}
+    merged = {"type": "string", "description": MERGED}
     return object_schema({"lora": merged}, ("lora",), title="ExplainRequest", example={"lora": "my_dog_ink"})

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException
 from starlette.responses import JSONResponse
 
 from .. import job, overview
-from ..config import MergeRequest
-from ..errors import ConfigError, HostError, OutputError, ZipLoraError
-from ..hosts import Host, ServesApi
-from ..job.queue import Job, JobQueue, JobStateError, QueueFullError, Request
+from ..errors import ZipLoraError
+from ..hosts import Draws, Host, Sampler, ServesApi
+from ..job.queue import Job, JobQueue
+from ..job.requests import Request, names_of
 from ..origins import AllowedOrigins
-from . import views
+from . import models, views
 from .bodies import (
-    Schema,
     explain_request,
     explain_schema,
     inspect_request,
@@ -28,19 +27,13 @@ from .bodies import (
     reexport_request,
     reexport_schema,
 )
+from .fields import Schema
 from .guard import JSON, json_object, own_pages_only
+from .many import compare_schema, compare_task, matrix_schema, matrix_task
+from .refusals import refusals
 
 PREFIX = "/ziplora/v1"
 TAG = "ZipLoRA"
-STATUS: Sequence[tuple[type[ZipLoraError], int]] = (
-    (ConfigError, 422),
-    (QueueFullError, 429),
-    (JobStateError, 409),
-    (OutputError, 409),
-    (HostError, 409),
-    (ZipLoraError, 422),
-)
-"""Kind of error -> HTTP status; the first that fits counts."""
 BODY_PROBLEMS = {
     400: "The body is no JSON",
     413: "The body is too large",
@@ -93,85 +86,108 @@ class _Desk:
 
     def __init__(self, host: Host) -> None:
         self.host = host
-        self.pace = job.Pace()
-        self.queue = JobQueue(host, wording=self._wording, on_done=self._note)
+        self.pace = job.Pace(job.data_folder(host))
+        self.queue = JobQueue(host, wording=self._wording, on_merged=self.pace.note)
         self._reading = threading.Lock()
 
-    def _wording(self, request: Request, sentence: str) -> str:
-        return views.without_folders(sentence, views.folders_of(self.host, request.output))
+    def _wording(self, request: Request) -> Callable[[str], str]:
+        folders = views.folders_of(self.host, names_of(request)[:1])
+        return partial(views.without_folders, folders=folders)
 
-    def _note(self, request: Request, report: job.MergeReport) -> None:
-        if isinstance(request, MergeRequest):
-            self.pace.note(request, report)
-
-    def merge(self, body: dict[str, Any] = BODY) -> views.Queued:
+    def merge(self, body: dict[str, Any] = BODY) -> models.Queued:
         """Check the request and queue it; one merge runs after the other.
 
         It waits for pictures that are being drawn, as they wait for it.
         """
-        with _refusals():
+        with refusals():
             request = merge_request(body)
             for one in request.loras:
                 self._require_installed(one.lora)
             return self._submit(request)
 
-    def check(self, body: dict[str, Any] = BODY) -> views.CheckView:
+    def check(self, body: dict[str, Any] = BODY) -> models.CheckView:
         """What can be told of a merge before it is made; nothing is queued, no model is needed.
 
         The body is that of ``/merge``. The first look at large files takes a second or two.
         """
-        with _refusals():
+        with refusals():
             request = merge_request(body)
             for one in request.loras:
                 self._require_installed(one.lora)
             with self._reading:
                 found = job.preflight(request, self.host)
         seconds = None if found.problems else self.pace.seconds(request, self.host)
-        return views.check_view(found, seconds, views.folders_of(self.host, request.output))
+        return views.check_view(found, seconds, views.folders_of(self.host, [request.output]))
 
     def explain(self, body: dict[str, Any] = BODY) -> dict[str, Any]:
         """What a merge did, from its saved coefficients: words, figures by block, settings, every update."""
-        with _refusals():
+        with refusals():
             name = explain_request(body)
             self._require_installed(name)
             with self._reading:
                 found = job.document(self.host, name)
         return views.explanation_view(found)
 
-    def reexport(self, body: dict[str, Any] = BODY) -> views.Queued:
+    def reexport(self, body: dict[str, Any] = BODY) -> models.Queued:
         """Queue writing a merge again with other strengths, rank or precision.
 
         Nothing is learnt: it takes what the merge has left beside its file, and its LoRAs.
         """
-        with _refusals():
+        with refusals():
             request = reexport_request(body)
             self._require_installed(request.source)
             return self._submit(request)
 
-    def _submit(self, request: Request) -> views.Queued:
+    def matrix(self, body: dict[str, Any] = BODY) -> models.Queued:
+        """Queue merging every subject with every style, one after the other, as one job.
+
+        A pair that can't be merged, or fails, doesn't stop the rest: the job's ``pairs`` say how each
+        has ended. It is refused only when there is no pair that can be merged.
+        """
+        with refusals():
+            task = matrix_task(body)
+            for one in (*task.matrix.subjects, *task.matrix.styles):
+                self._require_installed(one.lora)
+            return self._submit(task)
+
+    def compare(self, body: dict[str, Any] = BODY) -> models.Queued:
+        """Queue drawing a merge beside what it was made of, with the same seeds.
+
+        The rows are each LoRA alone, the plain sum and the merge. The job's ``pictures`` name the sheet.
+        """
+        with refusals():
+            plain = self.host.default_sampler() if isinstance(self.host, Draws) else Sampler()
+            task = compare_task(body, plain)
+            self._require_installed(task.comparison.merged)
+            return self._submit(task)
+
+    def _submit(self, request: Request) -> models.Queued:
         try:
             queued = self.queue.submit(request)
         except ZipLoraError as error:
-            raise type(error)(self._wording(request, str(error))) from error
-        return views.Queued(id=queued.id, state="queued")
+            raise type(error)(self._wording(request)(str(error))) from error
+        return models.Queued(id=queued.id, state="queued")
 
-    def jobs(self) -> list[views.JobView]:
-        """The last 32 merges of this API, the oldest first."""
+    def jobs(self) -> list[models.JobView]:
+        """The last 32 jobs of this API, the oldest first."""
         return [views.job_view(one) for one in self.queue.jobs()]
 
-    def job(self, job_id: str) -> views.JobView:
-        """The state of a merge: its progress, then its report or the sentence that says what was wrong."""
+    def job(self, job_id: str) -> models.JobView:
+        """The state of a job: its progress, then what it has made or the sentence that says what was wrong."""
         return views.job_view(self._find(job_id))
 
-    def interrupt(self, job_id: str) -> views.JobView:
-        """Stop a merge and throw its work away; one that waits is taken off the queue."""
+    def interrupt(self, job_id: str) -> models.JobView:
+        """Stop a job and throw its work away; one that waits is taken off the queue.
+
+        What a matrix or a comparison has finished by then stays.
+        """
         return self._ask(job_id, self.queue.interrupt)
 
-    def finish(self, job_id: str) -> views.JobView:
-        """Have a running merge stop optimising and write what there is."""
+    def finish(self, job_id: str) -> models.JobView:
+        """Have a running job stop and keep what there is: a merge is written, a matrix begins no other pair."""
         return self._ask(job_id, self.queue.finish)
 
-    def loras(self) -> list[views.LoraView]:
+    def loras(self) -> list[models.LoraView]:
         """Every installed LoRA: base model, rank, layers, a prompt, and whether it can be merged."""
         return views.lora_views(job.catalog(self.host))
 
@@ -181,7 +197,7 @@ class _Desk:
         The overlap of a layer is the mean absolute cosine between the same columns of the two
         delta weights: 0 when they use different columns, 1 when they pull in one direction.
         """
-        with _refusals():
+        with refusals():
             name, other, layers = inspect_request(body)
             paths = [self._require_installed(one) for one in (name, other) if one]
             with self._reading:  # one at a time: files can be large
@@ -191,13 +207,13 @@ class _Desk:
                     summary = overview.describe_file(paths[0], layers=layers)
         return views.overview_view(summary)
 
-    def settings(self) -> list[views.SettingView]:
+    def settings(self) -> list[models.SettingView]:
         """Every setting of a merge: label, help, range or choices, default."""
         return views.setting_views()
 
-    def _ask(self, job_id: str, ask: Callable[[Job], None]) -> views.JobView:
+    def _ask(self, job_id: str, ask: Callable[[Job], None]) -> models.JobView:
         found = self._find(job_id)
-        with _refusals():
+        with refusals():
             ask(found)
         return views.job_view(found)
 
@@ -219,16 +235,6 @@ class _Desk:
         )
 
 
-@contextmanager
-def _refusals() -> Iterator[None]:
-    """Our errors as HTTP statuses, in their own words."""
-    try:
-        yield
-    except ZipLoraError as error:
-        status = next(code for kind, code in STATUS if isinstance(error, kind))
-        raise HTTPException(status, str(error)) from error
-
-
 def _add_job_routes(router: APIRouter, desk: _Desk) -> None:
     gone, late = {404: UNKNOWN_JOB}, {404: UNKNOWN_JOB, 409: "The job can't be asked that now"}
     taken = {
@@ -237,26 +243,29 @@ def _add_job_routes(router: APIRouter, desk: _Desk) -> None:
         429: "The queue is full",
     }
     body = {**BODY_PROBLEMS, **taken}
-    _add(router, "POST", "/merge", desk.merge, "Merge LoRAs", views.Queued, body, merge_schema(), 202)
+    _add(router, "POST", "/merge", desk.merge, "Merge LoRAs", models.Queued, body, merge_schema(), 202)
     again = "Write a merge again"
-    _add(router, "POST", "/re-export", desk.reexport, again, views.Queued, body, reexport_schema(), 202)
+    _add(router, "POST", "/re-export", desk.reexport, again, models.Queued, body, reexport_schema(), 202)
+    many, drawn = "Merge every subject with every style", "Draw a merge beside its LoRAs"
+    _add(router, "POST", "/matrix", desk.matrix, many, models.Queued, body, matrix_schema(), 202)
+    _add(router, "POST", "/compare", desk.compare, drawn, models.Queued, body, compare_schema(), 202)
     asked, look = {**BODY_PROBLEMS, 404: UNKNOWN_LORA}, "Look at a merge beforehand"
-    _add(router, "POST", "/check", desk.check, look, views.CheckView, asked, merge_schema())
-    _add(router, "GET", "/jobs", desk.jobs, "List the merges", list[views.JobView])
-    _add(router, "GET", "/jobs/{job_id}", desk.job, "Follow a merge", views.JobView, gone)
+    _add(router, "POST", "/check", desk.check, look, models.CheckView, asked, merge_schema())
+    _add(router, "GET", "/jobs", desk.jobs, "List the jobs", list[models.JobView])
+    _add(router, "GET", "/jobs/{job_id}", desk.job, "Follow a job", models.JobView, gone)
     stop, finish = "/jobs/{job_id}/interrupt", "/jobs/{job_id}/finish"
-    _add(router, "POST", stop, desk.interrupt, "Interrupt a merge", views.JobView, late)
-    _add(router, "POST", finish, desk.finish, "Finish a merge now", views.JobView, late)
+    _add(router, "POST", stop, desk.interrupt, "Interrupt a job", models.JobView, late)
+    _add(router, "POST", finish, desk.finish, "Finish a job now", models.JobView, late)
 
 
 def _add_lora_routes(router: APIRouter, desk: _Desk) -> None:
     body = {**BODY_PROBLEMS, 404: UNKNOWN_LORA}
     schema = inspect_schema()
-    _add(router, "GET", "/loras", desk.loras, "List the installed LoRAs", list[views.LoraView])
+    _add(router, "GET", "/loras", desk.loras, "List the installed LoRAs", list[models.LoraView])
     _add(router, "POST", "/inspect", desk.inspect, "Look into one LoRA or two", dict[str, Any], body, schema)
     told = "Explain a merge"
     _add(router, "POST", "/explain", desk.explain, told, dict[str, Any], body, explain_schema())
-    _add(router, "GET", "/settings", desk.settings, "List the settings", list[views.SettingView])
+    _add(router, "GET", "/settings", desk.settings, "List the settings", list[models.SettingView])
 
 
 def _add(
@@ -280,6 +289,6 @@ def _add(
         response_model=model,
         status_code=status,
         response_class=JSONResponse,
-        responses={code: {"model": views.Problem, "description": text} for code, text in described.items()},
+        responses={code: {"model": models.Problem, "description": text} for code, text in described.items()},
         openapi_extra={"requestBody": {"required": True, "content": content}} if body else None,
     )

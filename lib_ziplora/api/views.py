@@ -1,181 +1,108 @@
-"""What the API answers: pydantic models, and how they are made. Names only, never a folder."""
+"""What the API answers, made from what ``job`` knows. Names only, never a folder."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import os
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field
-
-from ..config import setting_defaults, setting_fields
+from ..config import LoraInput, setting_defaults, setting_fields
 from ..errors import OutputError
 from ..hosts import Host, Progress
-from ..job import CatalogEntry, Document, Overlap, Preflight, ReexportRequest
+from ..job import CatalogEntry, Cell, Document, MergeReport, Overlap, Preflight, ReexportRequest
 from ..job.document import finite
-from ..job.overlap import KINDS
-from ..job.queue import Job, Request
-from .bodies import TYPE_NAMES
+from ..job.queue import Job
+from ..job.requests import CompareTask, MatrixTask, Pictures, Request
+from .fields import TYPE_NAMES
+from .models import (
+    CheckView,
+    JobLora,
+    JobView,
+    LoraView,
+    OverlapPlace,
+    OverlapView,
+    PairView,
+    PicturesView,
+    ProgressView,
+    SettingView,
+)
 
-
-class Problem(BaseModel):
-    """Why a request was refused."""
-
-    detail: str = Field(..., description="A sentence: what is wrong and what to do")
-
-
-class Queued(BaseModel):
-    """A merge that was taken."""
-
-    id: str = Field(..., description="For GET /ziplora/v1/jobs/{id}")
-    state: str = Field(..., description="queued")
-
-
-class ProgressView(BaseModel):
-    """How far a running merge is."""
-
-    stage: str = Field(..., description="reading, encoding, sampling, optimising, writing or done")
-    step: int = Field(..., description="Steps finished, all stages together")
-    total: int = Field(..., description="Steps of the whole run")
-    seconds_left: float | None = Field(None, description="An estimate; null while nothing is known")
-    text: str = Field(..., description="One line for people")
-    metrics: dict[str, float | None] = Field(
-        ...,
-        description="loss, a loss of each LoRA (subject_loss, style_loss; subject_1_loss, ... of several), "
-        "similarity, travel while optimising",
-    )
-
-
-class JobLora(BaseModel):
-    """One LoRA of a merge."""
-
-    lora: str = Field(..., description="Its name")
-    role: str = Field(..., description="subject or style")
-
-
-class JobView(BaseModel):
-    """One merge, or one that is exported again."""
-
-    id: str
-    kind: str = Field(..., description="merge or re-export")
-    state: str = Field(..., description="queued, running, done, failed or interrupted")
-    stopping: str = Field(..., description="interrupt or finish while a running job was asked to; else empty")
-    loras: list[JobLora] = Field(..., description="What is merged; empty for a re-export")
-    source: str = Field(..., description="Name of the merge that is exported again; empty for a merge")
-    output: str = Field(..., description="Name of the merged LoRA")
-    created: float = Field(..., description="Seconds since 1970")
-    started: float | None = None
-    finished: float | None = None
-    progress: ProgressView | None = None
-    report: dict[str, Any] | None = Field(
-        None,
-        description="The figures of a merge that is done, as in the command line's --report, and its tag",
-    )
-    error: str | None = Field(None, description="A sentence, when it failed or was interrupted")
-
-
-class OverlapPlace(BaseModel):
-    """The layers of one kind in one block."""
-
-    block: str = Field(..., description="input 4, middle, output 0, ..., text encoder 1, rest of the UNet")
-    kind: str = Field(..., description=", ".join(KINDS))
-    overlap: float = Field(..., description="Mean |cosine| between the same columns of the LoRAs")
-
-
-class OverlapView(BaseModel):
-    """How much LoRAs get in each other's way."""
-
-    mean: float = Field(..., description="Of all layers that were measured")
-    chance: float = Field(..., description="What columns without anything in common have on average")
-    measured: int = Field(
-        ..., description="Layers that were measured; of many large ones, some of every place"
-    )
-    common: int = Field(..., description="Layers that could be")
-    places: list[OverlapPlace]
-
-
-class CheckView(BaseModel):
-    """What is known of a merge before it is made."""
-
-    names: list[str] = Field(..., description="Of the LoRAs")
-    problems: list[str] = Field(
-        ..., description="Why it would be refused; empty when nothing speaks against it"
-    )
-    remarks: list[str] = Field(..., description="What does not keep it from being made")
-    common_layers: int | None = Field(None, description="Layers that at least two of the LoRAs have")
-    single_layers: dict[str, int] = Field(..., description="Layers that only that LoRA has")
-    size: int | None = Field(None, description="Bytes of the merged file, or the most that it can have")
-    seconds: float | None = Field(None, description="It will take; null until one of its size has run here")
-    overlap: OverlapView | None = None
-    advice: str = Field(..., description="What the overlap speaks for, or empty")
-
-
-class LoraView(BaseModel):
-    """One installed LoRA, judged by its tensors."""
-
-    name: str = Field(..., description="As in <lora:name:1>")
-    base: str = Field(..., description="sdxl, sd1, flux, ..., unknown; empty for an unreadable file")
-    rank: int = Field(..., description="The highest rank")
-    layers: int
-    prompt: str = Field(..., description="A prompt to start from, or empty")
-    usable: bool = Field(..., description="It can be merged")
-    reason: str = Field(..., description="Why not; empty when it can")
-
-
-class SettingView(BaseModel):
-    """One setting of a merge."""
-
-    name: str
-    type: str = Field(..., description="string, integer, number or boolean")
-    label: str
-    help: str
-    default: Any
-    minimum: float | None = None
-    maximum: float | None = None
-    step: float | None = None
-    choices: list[str] = Field(..., description="The values that it takes; empty when it takes others")
-    advanced: bool
+FOLDERS = re.compile(r"(?<![^\s'\"(])(?:[A-Za-z]:)?[/\\](?:[^/\\'\"():]*[^/\\'\"():\s][/\\])+")
+"""The folders of an absolute path; one folder alone may be no path."""
 
 
 def job_view(job: Job) -> JobView:
     """A job as the API shows it."""
     request = job.request
+    kind, source, output = _named(request)
+    pictures = job.result.pictures
     return JobView(
         id=job.id,
-        kind="re-export" if isinstance(request, ReexportRequest) else "merge",
+        kind=kind,
         state=job.state,
         stopping=job.stopping,
-        loras=_job_loras(request),
-        source=request.source if isinstance(request, ReexportRequest) else "",
-        output=request.output,
+        loras=[JobLora(lora=one.lora, role=one.role) for one in _loras(request)],
+        source=source,
+        output=output,
         created=job.created,
         started=job.started or None,
         finished=job.finished or None,
         progress=_progress_view(job.progress),
-        report=_report(job),
+        report=_report(job.report) if job.report else None,
+        pairs=[_pair_view(cell) for cell in job.result.pairs],
+        pictures=_pictures_view(pictures) if pictures else None,
         error=job.error or None,
     )
 
 
-def _job_loras(request: Request) -> list[JobLora]:
+def _named(request: Request) -> tuple[str, str, str]:
+    """What a request is called: its kind, what it begins with, what it makes."""
+    if isinstance(request, MatrixTask):
+        return "matrix", "", request.matrix.names
+    if isinstance(request, CompareTask):
+        return "compare", request.comparison.merged, ""
     if isinstance(request, ReexportRequest):
-        return []
-    return [JobLora(lora=one.lora, role=one.role) for one in request.loras]
+        return "re-export", request.source, request.output
+    return "merge", "", request.output
+
+
+def _loras(request: Request) -> Sequence[LoraInput]:
+    if isinstance(request, MatrixTask):
+        return (*request.matrix.subjects, *request.matrix.styles)
+    return () if isinstance(request, (CompareTask, ReexportRequest)) else request.loras
 
 
 def _progress_view(event: Progress | None) -> ProgressView | None:
     return None if event is None else ProgressView(**finite(dataclasses.asdict(event)))
 
 
-def _report(job: Job) -> dict[str, Any] | None:
-    if job.report is None:
-        return None
-    figures = {name: value for name, value in job.report.to_json().items() if name != "output"}
-    shown: dict[str, Any] = finite({**figures, "tag": job.report.tag})
+def _report(report: MergeReport) -> dict[str, Any]:
+    figures = {name: value for name, value in report.to_json().items() if name != "output"}
+    shown: dict[str, Any] = finite({**figures, "tag": report.tag})
     return shown
+
+
+def _pair_view(cell: Cell) -> PairView:
+    kept = ("subject", "style", "state", "sentence", "seconds")
+    return PairView(
+        **{name: getattr(cell, name) for name in kept},
+        output=cell.request.output,
+        report=_report(cell.report) if cell.report else None,
+    )
+
+
+def _pictures_view(pictures: Pictures) -> PicturesView:
+    return PicturesView(
+        drawn=pictures.drawn,
+        wanted=pictures.wanted,
+        file=pictures.file.name if pictures.file else None,
+        preview=pictures.preview.name if pictures.preview else None,
+        remarks=list(pictures.remarks),
+    )
 
 
 def check_view(found: Preflight, seconds: float | None, folders: Collection[Path]) -> CheckView:
@@ -188,6 +115,7 @@ def check_view(found: Preflight, seconds: float | None, folders: Collection[Path
         common_layers=found.common_layers,
         single_layers=dict(found.single_layers),
         size=found.size,
+        memory=found.memory,
         seconds=seconds,
         overlap=_overlap_view(found.overlap) if found.overlap else None,
         advice=found.advice,
@@ -250,18 +178,24 @@ def overview_view(summary: dict[str, Any]) -> dict[str, Any]:
     return cleaned
 
 
-def folders_of(host: Host, output: str) -> set[Path]:
-    """The folders that a sentence about an installed LoRA, or about writing ``output``, may name."""
+def folders_of(host: Host, outputs: Sequence[str] = ()) -> set[Path]:
+    """The folders that a sentence about an installed LoRA, or about writing ``outputs``, may name."""
     folders = {lora.path.parent for lora in host.loras()}
-    with contextlib.suppress(OutputError):
-        folders.add(host.output_path(output).parent)
+    for output in outputs:
+        with contextlib.suppress(OutputError):
+            folders.add(host.output_path(output).parent)
     return folders
 
 
 def without_folders(sentence: str, folders: Collection[Path]) -> str:
-    """A sentence for people with the names of files, but not of their folders."""
+    """A sentence for people with the names of files, but not of their folders.
+
+    Args:
+        sentence: what is to be told.
+        folders: the LoRA folders; of other files the folders are cut off too.
+    """
     for folder in sorted(map(str, folders), key=len, reverse=True):
         for mark in {os.sep, "/"}:
             sentence = sentence.replace(f"{folder}{mark}", "")
         sentence = sentence.replace(folder, "the LoRA folder")
-    return sentence
+    return FOLDERS.sub("", sentence)

@@ -104,7 +104,9 @@ def parser() -> argparse.ArgumentParser:
         one.set_defaults(run=run)
         return one
 
-    _add_merge(command("merge", MERGE_DESCRIPTION, MERGE_EPILOG, commands.merge))
+    one = command("merge", MERGE_DESCRIPTION, MERGE_EPILOG, commands.merge)
+    _add_merge(one)
+    _add_card(one)
     one = command("check", looking.DESCRIPTIONS["check"], looking.EPILOGS["check"], commands.check)
     _add_merge(one)
     one.add_argument("--json", action="store_true", help="print JSON instead of text")
@@ -117,6 +119,7 @@ def parser() -> argparse.ArgumentParser:
     _add_host(one)
     one = command("matrix", matrix.DESCRIPTION, matrix.EPILOG, commands.run_matrix)
     matrix.add_output(one)
+    _add_card(one)
     _add_loras_and_settings(one)
     one = command(
         "inspect", "Show what is in a LoRA file, or where two overlap.", INSPECT_EPILOG, commands.inspect
@@ -229,6 +232,7 @@ def _add_reexport(one: argparse.ArgumentParser) -> None:
         "source", metavar="MERGED", help="merged LoRA file or its .ziplora (or its name in a --lora-dir)"
     )
     _add_output(one)
+    _add_card(one)
     _add_report_beside(one)
     _add_host(one)
     group = one.add_argument_group("what is to be different")
@@ -257,6 +261,16 @@ def _add_output(one: argparse.ArgumentParser) -> None:
     )
     one.add_argument("--force", action="store_true", help="replace OUT if it is there")
     one.add_argument("--report", type=Path, metavar="FILE.json", help="write the figures of the merge")
+
+
+def _add_card(one: argparse.ArgumentParser) -> None:
+    one.add_argument(
+        "--no-card",
+        dest="card",
+        action="store_false",
+        help="leave the card as it is: OUT.json, which gives the LoRA pane an activation text, a description and "
+        "notes",
+    )
 
 
 def _add_report_beside(one: argparse.ArgumentParser) -> None:

@@ -23,7 +23,13 @@ PICTURES = "ziplora-pictures"
 def merge(args: argparse.Namespace) -> int:
     """``merge``: run the job and print where the file is."""
     request: MergeRequest = args.request
-    return _write(args, lambda host, bar: job.run(request, host, bar))
+
+    def run(host: StandaloneHost, bar: ProgressBar) -> job.MergeReport:
+        report = job.run(request, host, bar)
+        job.Pace(job.data_folder(host)).note(request, report)
+        return report
+
+    return _write(args, run)
 
 
 def reexport(args: argparse.Namespace) -> int:
@@ -58,13 +64,17 @@ def run_matrix(args: argparse.Namespace) -> int:
 
 
 def _write(args: argparse.Namespace, run: Callable[[StandaloneHost, ProgressBar], job.MergeReport]) -> int:
+    host = _host(args)
     if args.report:
         _check_report(args.report)
-    host = _host(args)
+        if args.card:
+            _require_no_card(args.report, host.output_path(args.output))
     bar = ProgressBar()
     try:
         with host.exclusive(), ctrl_c_interrupts(host):
             report = run(host, bar)
+        if args.card:
+            report = job.with_card(report, host)
     finally:
         bar.close()
     for warning in report.warnings:
@@ -146,6 +156,14 @@ def _check_report(path: Path) -> None:
         raise OutputError(
             f"The report {path} can't be written ({error.strerror}); give another file."
         ) from error
+
+
+def _require_no_card(path: Path, output: Path) -> None:
+    """Refuse a report where the card of the merge goes."""
+    if path.absolute() == job.card_path(output).absolute():
+        raise OutputError(
+            f"The report {path} would replace the card of {output.name}; give it another name, or --no-card."
+        )
 
 
 def _write_report(path: Path, report: job.MergeReport) -> None:

@@ -69,6 +69,8 @@ def check_text(found: job.Preflight, seconds: float | None) -> Iterator[str]:
         yield f"{GAP}layers   {', '.join([f'{found.common_layers} common', *single])}"
     if found.size is not None:
         yield f"{GAP}size     about {found.size / 1e6:.1f} MB"
+    if found.memory is not None:
+        yield f"{GAP}memory   about {found.memory / 1e9:.1f} GB beside the checkpoint"
     if seconds is not None:
         yield f"{GAP}time     about {seconds:.0f} s"
     if found.overlap:
@@ -85,6 +87,7 @@ def check_json(found: job.Preflight, seconds: float | None) -> dict[str, Any]:
         "common_layers": found.common_layers,
         "single_layers": dict(found.single_layers),
         "size": found.size,
+        "memory": found.memory,
         "seconds": seconds,
         "overlap": _overlap_json(found.overlap) if found.overlap else None,
         "advice": found.advice,
@@ -128,7 +131,7 @@ def _cell(value: float | None, width: int) -> str:
 def show_check(request: MergeRequest, host: Any, *, as_json: bool) -> bool:
     """Print what a look at a merge has found; whether nothing speaks against it."""
     found = job.preflight(request, host)
-    seconds = None if found.problems else job.Pace().seconds(request, host)
+    seconds = None if found.problems else job.Pace(job.data_folder(host)).seconds(request, host)
     if as_json:
         print(json.dumps(check_json(found, seconds), indent=2))
     else:

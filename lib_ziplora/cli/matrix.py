@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .. import job
 from ..config import ROLES, LoraInput, setting_defaults, settings_from
 from ..errors import ConfigError, OutputError, ZipLoraError
-from ..job.matrix import NAMES, Cell, plan
+from ..job.matrix import NAMES, Cell, Finish, plan
 from ..job.matrix_sheet import draw_sheet
 from .requests import inputs_of
 from .terminal import ProgressBar, ctrl_c_interrupts
@@ -76,7 +77,7 @@ def run(args: argparse.Namespace, host: Any) -> int:
             for cell in plan(matrix, host):
                 if cell.state == "refused":
                     print(f"warning: {cell.request.output}: {cell.sentence}", file=sys.stderr)
-            cells = job.run_matrix(matrix, host, bar)
+            cells = job.run_matrix(matrix, host, bar, partial(_note, host), _finish(args.card))
             stopped = host.interrupted()
             if args.sheet and not stopped:
                 _draw(args.sheet, cells, host, bar)
@@ -89,6 +90,17 @@ def run(args: argparse.Namespace, host: Any) -> int:
     if stopped:
         return INTERRUPTED
     return FAILED if any(cell.state in ("refused", "failed") for cell in cells) else 0
+
+
+def _note(host: Any, cell: Cell) -> None:
+    """Remember how long a merge took."""
+    if cell.report is not None:
+        job.Pace(job.data_folder(host)).note(cell.request, cell.report)
+
+
+def _finish(card: bool) -> Finish:
+    """What is done with a merge that is written."""
+    return job.with_card if card else lambda report, _host: report
 
 
 def _line(cell: Cell) -> str:

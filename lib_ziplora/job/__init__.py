@@ -8,7 +8,7 @@ worth, ``card`` makes it look finished in the LoRA pane, ``document`` tells what
 every subject with every style.
 """
 
-from .card import with_card, write_card, write_preview
+from .card import card_path, with_card, write_card, write_preview
 from .catalog import CatalogEntry, catalog, judged, prompt_for
 from .compare import check_compare, compare, merge_prompts, save_sheet
 from .comparison import CompareRequest, Comparison
@@ -45,6 +45,7 @@ __all__ = [
     "RecentMerges",
     "ReexportRequest",
     "Steerable",
+    "card_path",
     "catalog",
     "check",
     "check_compare",

@@ -53,6 +53,11 @@ def with_card(report: MergeReport, host: Host) -> MergeReport:
     return dataclasses.replace(report, warnings=(*report.warnings, sentence))
 
 
+def card_path(lora: Path) -> Path:
+    """The file of a LoRA's card."""
+    return lora.with_suffix(".json")
+
+
 def write_card(merged: str, host: Host) -> Path:
     """Fill in what the user has not written himself on the card of a merge.
 
@@ -72,7 +77,7 @@ def write_card(merged: str, host: Host) -> Path:
 
 def _write(path: Path, host: Host) -> Path:
     """The card of a merge whose coefficients are in ``path``."""
-    file = merged_file(path).with_suffix(".json")
+    file = card_path(merged_file(path))
     current = _read(file)
     card = filled(current, card_of(read_saved(path), host))
     if card != current:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config import labels
+from ..drawing import counted
 from ..errors import ConfigError, HostError, Interrupted, ZipLoraError
 from ..hosts import Drawn, Draws, Host, Pen, Picture, Progress
 from ..lora.publishing import appearing
@@ -106,7 +107,7 @@ def compare(
             stopped = f"{INTERRUPTED}." if isinstance(error, Interrupted) else str(error)
         finished = _sheet(plan, pictures, pen, stopped)
     seconds = time.monotonic() - started
-    meter.finish(f"Drew {len(pictures)} pictures in {seconds:.0f} s")
+    meter.finish(f"Drew {counted(len(pictures), 'picture')} in {seconds:.0f} s")
     return Comparison(plan, pictures, *finished, round(seconds, 2))
 
 

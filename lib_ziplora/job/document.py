@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import __version__
 from ..config import labels, setting_defaults, setting_fields
-from ..drawing import number
+from ..drawing import counted, number
 from ..hosts import Host
 from .explain import Explanation, explain, explained
 from .report import MergeReport
@@ -130,7 +130,7 @@ def figures(report: MergeReport) -> Sequence[Row]:
     learnt = report.steps > 0
     single = [f"{count} {label} only" for label, count in report.single_layers.items()]
     rows: list[tuple[str, str | None]] = [
-        ("Method", f"{report.method}, {report.steps} updates" if learnt else report.method),
+        ("Method", f"{report.method}, {counted(report.steps, 'update')}" if learnt else report.method),
         ("Mean travel", number(report.mean_travel) if learnt else None),
         ("Similarity", _change(report.similarity_start, report.similarity_end) if learnt else None),
         ("Loss", _change(report.loss_start, report.loss_end)),

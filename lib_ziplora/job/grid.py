@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unicodedata import east_asian_width
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -22,6 +23,9 @@ WHITE, BLACK, GREY, PALE = "#ffffff", "#111111", "#555555", "#e5e5e5"
 FONTS = ("DejaVuSans.ttf", "Arial.ttf", "arial.ttf", "Helvetica.ttc")
 """Looked for among the system's, where the host brings none."""
 NOT_DRAWN = "not drawn"
+ELLIPSIS = "…"
+WIDE = ("W", "F")
+"""East Asian widths of letters that stand without spaces between words."""
 
 
 @dataclass(frozen=True)
@@ -163,17 +167,31 @@ def _write(pen: Any, corner: tuple[int, int], lines: Sequence[tuple[str, _Hand]]
 
 
 def _fitted(text: str, width: int, lines: int, font: Any) -> list[str]:
-    """The text in at most so many lines, none wider than ``width``; what is left over becomes an ellipsis."""
-    words = " ".join(text.split())
+    """The text in at most so many lines, none wider than ``width``; what is left over becomes an ellipsis.
+
+    A word that is wider by itself, usually a file's name, gets the ellipsis in its middle.
+    """
+    words = " ".join(_shortened(word, width, font) for word in text.split())
     letters = len(words)
     while letters > 1:
-        wrapped = textwrap.wrap(words, letters, max_lines=lines, placeholder="…", break_on_hyphens=False)
+        wrapped = textwrap.wrap(words, letters, max_lines=lines, placeholder=ELLIPSIS, break_on_hyphens=False)
         if all(font.getlength(_drawable(line, font)) <= width for line in wrapped):
             return wrapped
         letters -= max(1, letters // 20)
     if len(words) > 1:
-        return ["…"]
+        return [ELLIPSIS]
     return [words] if words else []
+
+
+def _shortened(word: str, width: int, font: Any) -> str:
+    """A word of letters in at most ``width``; scripts that are written without spaces are wrapped instead."""
+    if any(east_asian_width(letter) in WIDE for letter in word):
+        return word
+    shown, kept = word, len(word)
+    while kept > 2 and font.getlength(_drawable(shown, font)) > width:
+        kept -= 1
+        shown = f"{word[: (kept + 1) // 2]}{ELLIPSIS}{word[-(kept // 2) :]}"
+    return shown
 
 
 def _drawable(text: str, font: Any) -> str:
@@ -182,7 +200,7 @@ def _drawable(text: str, font: Any) -> str:
 
     if isinstance(font, ImageFont.FreeTypeFont):
         return text
-    return text.replace("…", "...").encode("latin-1", "replace").decode("latin-1")
+    return text.replace(ELLIPSIS, "...").encode("latin-1", "replace").decode("latin-1")
 
 
 def _hands(file: Path | None, size: int) -> tuple[_Hand, _Hand]:

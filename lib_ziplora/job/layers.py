@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from ..config import parse_rank
+from ..drawing import counted
 from ..lora.algebra import merge_extras
 from ..lora.converting import FAMILY_NAMES
 from ..lora.layer import Approximation, Lora, LoraLayer
@@ -72,7 +73,7 @@ def converted_warning(lora: Lora) -> str:
     families = ", ".join(sorted({FAMILY_NAMES[item.family] for item in items}))
     worst = max(items, key=lambda item: item.error)
     return (
-        f"{lora.name}: {len(items)} layers of {families} became low-rank layers of rank "
+        f"{lora.name}: {counted(len(items), 'layer')} of {families} became low-rank, of rank "
         f"{max(item.rank for item in items)} at most, with an error of {100 * total_error(items):.1f} % in all "
         f"(the largest is {100 * worst.error:.1f} %, in {worst.layer})."
     )

@@ -22,6 +22,7 @@ from .run import check, run
 
 log = logging.getLogger(__name__)
 
+Finish = Callable[[MergeReport, Host], MergeReport]
 State = Literal["ready", "exists", "refused", "done", "failed", "interrupted", "left"]
 SUBJECT, STYLE = "{subject}", "{style}"
 NAMES = f"{SUBJECT}_{STYLE}"
@@ -145,9 +146,8 @@ def check_matrix(matrix: MatrixRequest, host: Host) -> None:
     if any(cell.state == "ready" for cell in cells):
         return
     if all(cell.state == "exists" for cell in cells):
-        raise OutputError(
-            f"All {len(cells)} merges exist already. Choose other names, or allow them to be replaced."
-        )
+        which = "The merge exists" if len(cells) == 1 else f"All {len(cells)} merges exist"
+        raise OutputError(f"{which} already. Choose other names, or allow them to be replaced.")
     refused = next(cell for cell in cells if cell.state == "refused")
     raise ConfigError(
         f"There is no pair left that can be merged. {refused.request.output}: {refused.sentence}"
@@ -159,6 +159,7 @@ def run_matrix(
     host: Host,
     on_event: Callable[[Progress], None] | None = None,
     on_cell: Callable[[Cell], None] | None = None,
+    finish: Finish = with_card,
 ) -> list[Cell]:
     """Merge every pair that can be; one that fails doesn't stop the others.
 
@@ -170,6 +171,7 @@ def run_matrix(
         host: as in ``run``.
         on_event: told of every step of the whole.
         on_cell: told of every pair that has ended.
+        finish: what is done with every merge that is written; it gives the report back.
 
     Returns:
         Every pair, in its order, and how it ended.
@@ -185,7 +187,7 @@ def run_matrix(
             begun += 1
             words = f"{begun} of {ready}, {cell.request.output}: "
             part = Part(sum(units[:index]), sum(units), words)
-            cells[index] = _left(cell) if stopped else _made(cell, host, on_event, part)
+            cells[index] = _left(cell) if stopped else _made(cell, host, on_event, part, finish)
             stopped = stopped or host.interrupted() or host.finish_requested()
         if on_cell is not None:
             on_cell(cells[index])
@@ -215,14 +217,16 @@ def _left(cell: Cell) -> Cell:
     return dataclasses.replace(cell, state="left", sentence=STOPPED)
 
 
-def _made(cell: Cell, host: Host, on_event: Callable[[Progress], None] | None, part: Part) -> Cell:
+def _made(
+    cell: Cell, host: Host, on_event: Callable[[Progress], None] | None, part: Part, finish: Finish
+) -> Cell:
     """A pair that was merged, or why it was not; never raises."""
     if host.interrupted():
         return _left(cell)
     started = time.monotonic()
     state: State
     try:
-        report = with_card(run(cell.request, host, on_event, part), host)
+        report = finish(run(cell.request, host, on_event, part), host)
         return dataclasses.replace(cell, state="done", report=report, seconds=report.seconds)
     except Interrupted as stop:
         state, sentence = "interrupted", str(stop)

@@ -8,11 +8,12 @@ from functools import partial
 from pathlib import Path
 
 from ..config import MergeRequest, parse_rank
+from ..drawing import counted
 from ..errors import ZipLoraError
-from ..hosts import Host
+from ..hosts import Host, KnowsSize
 from ..lora.file import FileShapes, expected_size, file_shapes, inspect_header
 from .inputs import require_different, target_of, with_prompt
-from .memory import memory_remark
+from .memory import Foreseen, foreseen_memory
 from .overlap import Overlap, overlap_of
 from .split import split_targets
 from .weights import check_readable
@@ -36,6 +37,7 @@ class Preflight:
         size: bytes of the merged file, or the most that it can have; None where it can't be told.
         overlap: how much they get in each other's way; None where it can't be told.
         advice: a sentence about what to do, or "".
+        memory: bytes that learning will take beside the checkpoint, roughly; None where nothing is learnt.
     """
 
     names: tuple[str, ...]
@@ -46,6 +48,7 @@ class Preflight:
     size: int | None = None
     overlap: Overlap | None = None
     advice: str = ""
+    memory: int | None = None
 
 
 def preflight(request: MergeRequest, host: Host) -> Preflight:
@@ -63,17 +66,19 @@ def preflight(request: MergeRequest, host: Host) -> Preflight:
     overlap, refusal = _overlap(files)
     if refusal:
         problems.append(refusal)
+    memory = _memory(request, host, shapes)
     if overlap and overlap.obstacle and request.settings.method != "direct":
         problems.append(overlap.obstacle)
     return Preflight(
         names,
         _different(problems),
-        (*_remarks(files, overlap), *_memory(request, shapes)),
+        (*_remarks(files, overlap), *([memory.words] if memory else [])),
         common,
         single,
         _size(request, shapes),
         overlap,
         advice(overlap, request.settings.method) if overlap and not problems else "",
+        memory.need if memory else None,
     )
 
 
@@ -167,16 +172,17 @@ def _remarks(files: Sequence[Path], overlap: Overlap | None) -> list[str]:
                 f"out; the first is {header.unknown[0]}."
             )
     if overlap and overlap.measured < overlap.common:
-        found.append(f"The overlap is that of {overlap.measured} layers, some of every block.")
+        found.append(f"The overlap is that of {counted(overlap.measured, 'layer')}, some of every block.")
     return found
 
 
-def _memory(request: MergeRequest, shapes: Sequence[FileShapes]) -> list[str]:
+def _memory(request: MergeRequest, host: Host, shapes: Sequence[FileShapes]) -> Foreseen | None:
     unets = [
         {name: layer for name, layer in one.layers.items() if name.startswith("lora_unet")} for one in shapes
     ]
-    remark = memory_remark(unets, request.settings)
-    return [remark] if remark else []
+    return foreseen_memory(
+        unets, request.settings, host.picture_size() if isinstance(host, KnowsSize) else None
+    )
 
 
 def advice(overlap: Overlap, method: str) -> str:

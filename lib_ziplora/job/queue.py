@@ -1,4 +1,4 @@
-"""Merges that run in the background, one after the other, for front ends that don't wait."""
+"""Jobs that run in the background, one after the other, for front ends that don't wait."""
 
 from __future__ import annotations
 
@@ -14,22 +14,18 @@ from typing import Literal
 from ..config import MergeRequest
 from ..errors import Interrupted, OutputError, ZipLoraError
 from ..hosts import Host, Progress
-from .card import with_card
-from .reexport import ReexportRequest, check_reexport, reexport
 from .report import MergeReport
-from .run import check, run
+from .requests import Listener, Request, Result, carry_out, check_request, names_of, replaces
 
 log = logging.getLogger(__name__)
 
 State = Literal["queued", "running", "done", "failed", "interrupted"]
 Stopping = Literal["", "interrupt", "finish"]
 
-Request = MergeRequest | ReexportRequest
-
 REMEMBERED = 32
 """Jobs that a queue holds, finished and unfinished together."""
-CANCELLED = "The merge was taken off the queue; nothing was written."
-UNEXPECTED = "The merge failed unexpectedly ({kind}). The server's log has the details."
+CANCELLED = "The job was taken off the queue; nothing was written."
+UNEXPECTED = "The job failed unexpectedly ({kind}). The server's log has the details."
 
 
 class QueueFullError(ZipLoraError):
@@ -42,15 +38,15 @@ class JobStateError(ZipLoraError):
 
 @dataclass
 class Job:
-    """One merge or re-export from its request to its end; the queue alone changes it.
+    """One merge, re-export, matrix or comparison from its request to its end; the queue alone changes it.
 
     Attributes:
-        request: what to merge or to export again.
+        request: what to do.
         id: what front ends call it.
         state: ``queued`` until it has the host to itself, ``running``, then how it ended.
         stopping: what it was asked to do while it runs.
         progress: the newest event, None before the first.
-        report: the figures, once it is ``done``.
+        result: what it has made; of a matrix also while it runs.
         error: a sentence, once it has ``failed`` or was ``interrupted``.
         created: seconds since the epoch; ``started`` and ``finished``: 0 until then.
     """
@@ -60,7 +56,7 @@ class Job:
     state: State = "queued"
     stopping: Stopping = ""
     progress: Progress | None = None
-    report: MergeReport | None = None
+    result: Result = field(default_factory=Result)
     error: str = ""
     created: float = field(default_factory=time.time)
     started: float = 0.0
@@ -71,29 +67,34 @@ class Job:
         """It has neither to wait nor to run any more."""
         return self.state not in ("queued", "running")
 
+    @property
+    def report(self) -> MergeReport | None:
+        """The figures of a merge or a re-export, once it is ``done``."""
+        return self.result.report if self.state == "done" else None
+
 
 class JobQueue:
-    """The background merges of one host, first come first served.
+    """The background jobs of one host, first come first served.
 
     Each runs with the host to itself (``Host.exclusive``), so it also waits for whatever
     else uses the host. The thread lives only while there is something to do.
 
     Args:
-        host: where the merges run.
+        host: where the jobs run.
         remembered: jobs that are held; the oldest that has ended makes room for a new one.
-        wording: from a failed request and the sentence about it to the sentence that is kept.
-        on_done: told of every request that was carried out, and how it went.
+        wording: from a request to what makes, of each sentence about it, the sentence that is kept.
+        on_merged: told of every merge that was written, and how it went.
     """
 
     def __init__(
         self,
         host: Host,
         remembered: int = REMEMBERED,
-        wording: Callable[[Request, str], str] = lambda _request, sentence: sentence,
-        on_done: Callable[[Request, MergeReport], None] = lambda _request, _report: None,
+        wording: Callable[[Request], Callable[[str], str]] = lambda _request: str,
+        on_merged: Callable[[MergeRequest, MergeReport], None] = lambda _request, _report: None,
     ) -> None:
         self._host = host
-        self._wording, self._on_done = wording, on_done
+        self._wording, self._on_merged = wording, on_merged
         self._remembered = remembered
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._worker: threading.Thread | None = None
@@ -107,12 +108,9 @@ class JobQueue:
         Raises:
             QueueFullError: too many wait.
             OutputError: an unfinished job will write a file of that name.
-            ZipLoraError: what ``job.check`` or ``job.check_reexport`` refuses.
+            ZipLoraError: what ``check_request`` refuses.
         """
-        if isinstance(request, ReexportRequest):
-            check_reexport(request, self._host)
-        else:
-            check(request, self._host)
+        check_request(request, self._host)
         with self._lock:
             self._refuse_taken_name(request)
             self._make_room()
@@ -143,7 +141,7 @@ class JobQueue:
             if job.ended:
                 raise JobStateError(f"Job {job.id} has ended already ({job.state}).")
             if job.state == "queued":
-                self._end(job, "interrupted", error=CANCELLED)
+                self._end(job, "interrupted", CANCELLED)
             else:
                 job.stopping = "interrupt"
                 self._host.interrupt()
@@ -176,11 +174,15 @@ class JobQueue:
 
     def _refuse_taken_name(self, request: Request) -> None:
         """Two unfinished jobs of one name: the second would fail after its work."""
-        names = {job.request.output.casefold() for job in self._jobs.values() if not job.ended}
-        if request.output.casefold() in names and not request.overwrite:
-            raise OutputError(
-                f"A job that has not ended yet will write {request.output}. Choose another name, or overwrite."
-            )
+        if replaces(request):
+            return
+        unfinished = [job.request for job in self._jobs.values() if not job.ended]
+        taken = {name.casefold() for one in unfinished for name in names_of(one)}
+        for name in names_of(request):
+            if name.casefold() in taken:
+                raise OutputError(
+                    f"A job that has not ended yet will write {name}. Choose another name, or overwrite."
+                )
 
     def _make_room(self) -> None:
         while len(self._jobs) >= self._remembered:
@@ -198,7 +200,7 @@ class JobQueue:
                 log.exception("Job %s could not be run", job.id)
                 with self._lock:
                     if not job.ended:
-                        self._end(job, "failed", error=UNEXPECTED.format(kind=type(problem).__name__))
+                        self._end(job, "failed", UNEXPECTED.format(kind=type(problem).__name__))
 
     def _next(self) -> Job | None:
         """The job that waits longest; without one the thread ends."""
@@ -214,32 +216,34 @@ class JobQueue:
             if job.state != "queued":
                 return
             job.state, job.started = "running", time.time()
-        state, report, sentence = _outcome(job, self._host)
-        error = sentence and self._wording(job.request, sentence)
-        if report is not None:
-            self._on_done(job.request, report)
+        state, error = self._carried_out(job)
         with self._lock:
-            self._end(job, state, report, error)
+            self._end(job, state, error)
 
-    def _end(self, job: Job, state: State, report: MergeReport | None = None, error: str = "") -> None:
-        job.report, job.error, job.finished, job.stopping = report, error, time.time(), ""
+    def _end(self, job: Job, state: State, error: str = "") -> None:
+        job.error, job.finished, job.stopping = error, time.time(), ""
         job.state = state
 
+    def _carried_out(self, job: Job) -> tuple[State, str]:
+        """How a job ends, and why where it is not done; its result is kept. Never raises."""
 
-def _outcome(job: Job, host: Host) -> tuple[State, MergeReport | None, str]:
-    """How a merge ends; never raises."""
+        def follow(progress: Progress) -> None:
+            job.progress = progress
 
-    def follow(progress: Progress) -> None:
-        job.progress = progress
+        def keep(result: Result) -> None:
+            job.result = result.worded(word)
 
-    try:
-        if isinstance(job.request, ReexportRequest):
-            return "done", with_card(reexport(job.request, host, follow), host), ""
-        return "done", with_card(run(job.request, host, follow), host), ""
-    except Interrupted as stop:
-        return "interrupted", None, str(stop)
-    except ZipLoraError as error:
-        return "failed", None, str(error)
-    except Exception as problem:
-        log.exception("Job %s failed", job.id)
-        return "failed", None, UNEXPECTED.format(kind=type(problem).__name__)
+        word: Callable[[str], str] = str
+        try:
+            word = self._wording(job.request)
+            listener = Listener(follow, keep, self._on_merged)
+            state, result, sentence = carry_out(job.request, self._host, listener)
+            keep(result)
+        except Interrupted as stop:
+            return "interrupted", word(str(stop))
+        except ZipLoraError as error:
+            return "failed", word(str(error))
+        except Exception as problem:
+            log.exception("Job %s failed", job.id)
+            return "failed", UNEXPECTED.format(kind=type(problem).__name__)
+        return state, word(sentence)

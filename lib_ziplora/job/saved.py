@@ -140,8 +140,8 @@ def saved_path(name: str, host: Host) -> Path:
         return orphan
     if not path.is_file():
         raise LoraFileError(
-            f"{path.stem} can't be exported again: {path.name} with its coefficients is not beside it. Only merges "
-            "that ZipLoRA made have it, and the two must be moved together. Merge again."
+            f"{path.stem} has no coefficients beside it: there is no {path.name}. Only merges that ZipLoRA made "
+            "have it, and the two must be moved together. Merge again."
         )
     return path
 

@@ -108,7 +108,7 @@ def read_sidecar(path: Path) -> tuple[Sidecar, str]:
 
 def damaged(path: Path) -> LoraFileError:
     """The error for coefficients that are not whole."""
-    return LoraFileError(f"{path.name} is damaged, so its merge can't be exported again. Merge again.")
+    return LoraFileError(f"{path.name} is damaged, so nothing is known of its merge any more. Merge again.")
 
 
 def _about(path: Path, raw: RawHeader) -> tuple[int, Mapping[str, Any]]:

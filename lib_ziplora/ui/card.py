@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
+from ..drawing import counted
 from ..job import CatalogEntry
 
 CHOOSE = "Choose a LoRA."
@@ -46,7 +47,7 @@ def _chips(entry: CatalogEntry) -> str:
     elif entry.rank:
         facts.append(("rank", str(entry.rank)))
     if entry.layers:
-        facts.append(("", f"{entry.layers} layers"))
+        facts.append(("", counted(entry.layers, "layer")))
     if entry.size:
         facts.append(("", f"{entry.size / 1e6:.1f} MB"))
     return "".join(
@@ -84,6 +85,11 @@ def listing(entries: Sequence[CatalogEntry], known: bool = True) -> str:
     pending = sum(entry.pending for entry in entries)
     loras = escape(json.dumps(rows, ensure_ascii=False, separators=(",", ":")))
     return f'<div data-loras="{loras}" data-pending="{pending}" data-known="{int(known)}"></div>'
+
+
+def pictures(found: Mapping[str, str]) -> str:
+    """Name -> URL of a small picture, or "", for the page's script."""
+    return f'<div data-pictures="{escape(json.dumps(found, ensure_ascii=False))}"></div>'
 
 
 def _state(entry: CatalogEntry) -> int:

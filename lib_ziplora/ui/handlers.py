@@ -59,7 +59,7 @@ class Desk(Tickets):
         self.engine = engine or Engine()
         self.shelf = Shelf(host, self.engine.judged)
         self.recent = RecentMerges(job.data_folder(host))
-        self._pace = Pace()
+        self._pace = Pace(job.data_folder(host))
 
     # Pickers
 
@@ -83,12 +83,16 @@ class Desk(Tickets):
         def run(follow: Follow) -> MergeReport:
             request = request_from(values)
             report = self.engine.run(request, self.host, follow)
-            self._pace.note(request, report)
-            self.recent.note(request)
+            self.note(request, report)
             self.shelf.forget()
             return self.engine.with_card(report, self.host)
 
         return self.perform(ticket, run)
+
+    def note(self, request: MergeRequest, report: MergeReport) -> None:
+        """Remember a merge that was made: how long it took, and of what it was made."""
+        self._pace.note(request, report)
+        self.recent.note(request)
 
     def foresee(self, values: Sequence[Any]) -> str:
         """A box with what can be told of the merge that the tab's values ask for, before it is made."""

@@ -12,6 +12,7 @@ from typing import Any
 import gradio as gr
 
 from ..config import LoraInput, Role, setting_fields, settings_from
+from ..drawing import counted
 from ..errors import Interrupted, ZipLoraError
 from ..hosts import Draws
 from ..job.matrix import NAMES, Cell, MatrixRequest, check_matrix, plan, run_matrix
@@ -180,8 +181,12 @@ def work_matrix(desk: Desk, ticket: str, values: Sequence[Any]) -> Outcome:
     """``perform`` the matrix that the panel's values ask for, and its sheet."""
     wants_sheet = bool(dict(zip(MATRIX_VALUES, values, strict=True))["matrix_sheet"])
 
+    def note(cell: Cell) -> None:
+        if cell.report is not None:
+            desk.note(cell.request, cell.report)
+
     def run(follow: Follow) -> Outcome:
-        cells = run_matrix(matrix_from(values), desk.host, follow)
+        cells = run_matrix(matrix_from(values), desk.host, follow, note)
         desk.shelf.forget()
         sheet, remark = _sheet(desk, cells, follow) if wants_sheet else (None, "")
         return Outcome(result(cells, sheet, remark))
@@ -220,8 +225,8 @@ def result(cells: Sequence[Cell], sheet: Sheet | None, remark: str = "") -> str:
 def table(cells: Sequence[Cell]) -> str:
     """A row for every pair: its LoRAs, its name, its state, and why."""
     rows = "".join(
-        f'<tr data-state="{cell.state}"><td>{escape(cell.subject)}</td><td>{escape(cell.style)}</td>'
-        f"<td>{escape(cell.request.output)}</td>"
+        f'<tr data-state="{cell.state}"><td>{_name(cell.subject)}</td><td>{_name(cell.style)}</td>'
+        f"<td>{_name(cell.request.output)}</td>"
         f"<td{' class=ziplora-bad' if cell.state in BAD else ''}>{_told(cell)}</td></tr>"
         for cell in cells
     )
@@ -229,6 +234,11 @@ def table(cells: Sequence[Cell]) -> str:
     return (
         f'<div class="ziplora-pairs"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
     )
+
+
+def _name(name: str) -> str:
+    """A name whose lines break between its parts."""
+    return escape(name).replace("_", "_<wbr>")
 
 
 def _told(cell: Cell) -> str:
@@ -250,5 +260,5 @@ def _picture(sheet: Sheet | None) -> str:
     image.save(buffer, "JPEG", quality=QUALITY)
     content = base64.b64encode(buffer.getvalue()).decode()
     path = f'<p class="ziplora-path">{escape(str(sheet.file))}</p>' if sheet.file else ""
-    words = f"Pictures of {sheet.pictures} merges: a row for each subject, a column for each style"
+    words = f"Pictures of {counted(sheet.pictures, 'merge')}: a row for each subject, a column for each style"
     return f'<img class="ziplora-sheet" src="data:image/jpeg;base64,{content}" alt="{escape(words)}">{path}'

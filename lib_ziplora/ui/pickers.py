@@ -14,7 +14,7 @@ import gradio as gr
 from ..config import ROLES
 from ..job import Prompted, combined_prompt
 from .card import card, listing
-from .compat import quiet, unsaved
+from .compat import javascript, quiet, unsaved
 from .controls import setting_control
 from .forms import MORE, PAIR, SLOTS, Slot
 from .handlers import Desk
@@ -36,6 +36,11 @@ def pair_of_sides(desk: Desk, combined: str = "") -> Controls:
     controls["combined_filled"] = gr.State("")
     controls["catalog"] = gr.HTML(
         listing([], known=False), elem_id="ziplora_catalog", elem_classes=["ziplora-hidden"]
+    )
+    controls["pictures"] = gr.HTML("", elem_id="ziplora_pictures", elem_classes=["ziplora-hidden"])
+    controls["pictures_asked"] = unsaved(gr.Textbox(visible=False, label="ZipLoRA pictures"))
+    controls["picture"] = unsaved(
+        gr.Button("ZipLoRA picture", elem_id="ziplora_picture", elem_classes=["ziplora-hidden"])
     )
     controls["judge"] = unsaved(
         gr.Button("ZipLoRA judge", elem_id="ziplora_judge", elem_classes=["ziplora-hidden"])
@@ -169,6 +174,13 @@ def _refresh_events(desk: Desk, controls: Controls) -> None:
     lists = [controls["catalog"], controls["recent"], controls["steer"]]
     for name in ("refresh", *(f"{slot.name}_refresh" for slot in SLOTS)):
         controls[name].click(refresh, [], lists, **quiet())
+    controls["picture"].click(
+        desk.shelf.pictures,
+        controls["pictures_asked"],
+        controls["pictures"],
+        **quiet(),
+        **javascript("() => ziploraPictures.asked()"),
+    )
     controls["judge"].click(desk.shelf.judge_more, [], controls["catalog"], **quiet())
 
 

@@ -12,7 +12,7 @@ from ..hosts import Host
 from . import text
 from .compat import javascript, quiet
 from .explain import explain_to
-from .forms import STEER_VALUES, value_names
+from .forms import SLOTS, STEER_VALUES, value_names
 from .handlers import Desk
 from .matrix import MATRIX_VALUES, prepare_matrix, work_matrix
 from .pickers import Controls, prefilled
@@ -57,7 +57,8 @@ def task_events(host: Host, desk: Desk, controls: Controls) -> Any:
 
 
 def check_events(desk: Desk, controls: Controls, picked: Sequence[Any]) -> None:
-    """What can be told of a merge follows the picks, and is told anew by Check.
+    """What can be told of a merge follows the picks, and is told anew by Check; the script has it
+    told anew once a setting has been changed.
 
     A pick first has the pair looked at, which may take a second, and then shows what belongs to
     the values that the page has by then: a late answer is never that of another pair, and none
@@ -69,6 +70,8 @@ def check_events(desk: Desk, controls: Controls, picked: Sequence[Any]) -> None:
     values = [controls[name] for name in value_names()]
     ticket, looked = controls["ticket"], gr.State("")
 
+    checked = javascript("() => ziplora.checked()")
+
     def look(ticket: str, *given: Any) -> str:
         desk.foresee_pair(given)
         return ticket
@@ -76,11 +79,17 @@ def check_events(desk: Desk, controls: Controls, picked: Sequence[Any]) -> None:
     def show(ticket: str, looked: str, *given: Any) -> str:
         return desk.foresee_pair(given) if ticket == looked else ""
 
-    for event in picked:
-        event.then(look, [ticket, *values], looked, **quiet()).then(
+    looks = [event.then for event in picked] + [controls["recheck"].click]
+    for on in looks:
+        on(look, [ticket, *values], looked, **quiet()).then(
             show, [ticket, looked, *values], controls["verdict"], **quiet()
-        )
-    controls["check"].click(lambda *given: desk.foresee(given), values, controls["verdict"], **quiet())
+        ).then(None, None, None, **checked)
+    controls["check"].click(lambda *given: desk.foresee(given), values, controls["verdict"], **quiet()).then(
+        None, None, None, **checked
+    )
+    pickers = {slot.name for slot in SLOTS}
+    for name in (one for one in value_names() if one not in pickers):
+        controls[name].input(None, None, None, **javascript("() => ziplora.outdated()"))
 
 
 def _started_by(
@@ -132,6 +141,7 @@ def _following(desk: Desk, controls: Controls) -> None:
         )
 
     on("poll", desk.bar, controls["bar"])
+    controls["ask"].click(lambda: text.running(desk.running()), None, controls["running"], **quiet())
     on("watch", lambda ticket: desk.curves(ticket) or gr.update(), controls["curves"], "followed")
     shown = [controls[name] for name in SHOWN]
     restored = on("restore", lambda ticket: _show(desk.outcome(ticket)), shown)

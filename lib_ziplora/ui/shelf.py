@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 
 from ..hosts import Host, InstalledLora
 from ..job import CatalogEntry
-from .card import card, listing
-from .thumbnail import thumbnail
+from .card import card, listing, pictures
+from .thumbnail import SMALL_SIDE, thumbnail
 
+MOST_PICTURES = 32
+"""Pictures that one request may have made."""
 PATIENCE = 1.0
 """Seconds that one request may spend on files that nobody has judged yet."""
 
@@ -56,6 +59,25 @@ class Shelf:
         """What stands under a picker."""
         entry = self.entry(name) if name else None
         return card(entry, name or "", thumbnail(entry.path) if entry else "")
+
+    def pictures(self, names: str) -> str:
+        """Small pictures of some LoRAs for the pickers' lists.
+
+        Args:
+            names: a list of them as JSON; only the first ``MOST_PICTURES`` count.
+        """
+        try:
+            wanted = json.loads(names or "[]")
+        except (ValueError, RecursionError):
+            wanted = None
+        listed = self._listed()
+        known = [name for name in wanted if isinstance(name, str)] if isinstance(wanted, list) else []
+        return pictures(
+            {
+                name: thumbnail(listed[name].path, SMALL_SIDE) if name in listed else ""
+                for name in known[:MOST_PICTURES]
+            }
+        )
 
     def prompt(self, name: str | None) -> str:
         """The prompt that a LoRA's card or metadata suggests, or an empty string."""

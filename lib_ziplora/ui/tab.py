@@ -27,7 +27,9 @@ from .running import check_events, task_events
 from .steer import steering_events, steering_panel
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = tuple(ROOT / "javascript" / f"{name}.js" for name in ("ziplora", "ziplora_pickers"))
+SCRIPTS = tuple(
+    ROOT / "javascript" / f"{name}.js" for name in ("ziplora", "ziplora_pickers", "ziplora_pictures")
+)
 STYLE = ROOT / "style.css"
 FONTS = ["system-ui", "sans-serif"]
 
@@ -81,7 +83,8 @@ def _controls(desk: Desk, defaults: Mapping[str, Any]) -> Controls:
             controls |= explain_panel(desk)
             controls |= matrix_panel(desk)
             guide_panel()
-    for name in ("refresh", "poll", "watch", "restore"):
+    controls["running"] = gr.HTML("", elem_id="ziplora_running", elem_classes=["ziplora-hidden"])
+    for name in ("refresh", "poll", "watch", "restore", "ask", "recheck"):
         controls[name] = unsaved(
             gr.Button(f"ZipLoRA {name}", elem_id=f"ziplora_{name}", elem_classes=["ziplora-hidden"])
         )

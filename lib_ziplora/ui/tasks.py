@@ -115,6 +115,10 @@ class Tickets:
         task.outcome, task.state = outcome, "finished"
         return outcome
 
+    def running(self) -> str:
+        """The ticket of the task that runs now, or an empty string."""
+        return next((ticket for ticket, task in list(self._tasks.items()) if task.state == "running"), "")
+
     def bar(self, ticket: str) -> str:
         """The progress bar of a task."""
         task = self._tasks.get(ticket)

@@ -59,6 +59,11 @@ def bar(state: TaskState, progress: Progress | None, stopping: str = "") -> str:
     )
 
 
+def running(ticket: str) -> str:
+    """The ticket of the task that runs, for the page's script; it may be empty."""
+    return f'<div data-ticket="{escape(ticket)}"></div>'
+
+
 def steering(merge: Steerable | None, sliders: int = 0) -> str:
     """One line about a merge that can be exported again, of whose LoRAs so many have a slider."""
     if merge is None:

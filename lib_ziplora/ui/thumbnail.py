@@ -18,6 +18,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 """The only decoders that a preview picture is given to."""
 SIDE = 192
 """Pixels; it is shown at half of it, for screens of a high density."""
+SMALL_SIDE = 72
+"""The same in the pickers' lists."""
 LARGEST_FILE = 64_000_000
 MOST_PIXELS = 64_000_000
 QUALITY = 80
@@ -37,21 +39,21 @@ def preview_of(lora: Path) -> Path | None:
     return None
 
 
-def thumbnail(lora: Path) -> str:
-    """A ``data:`` URL of a LoRA's preview picture, or "" when it has none that can be read."""
+def thumbnail(lora: Path, side: int = SIDE) -> str:
+    """A ``data:`` URL of a LoRA's preview picture, ``side`` pixels at most, or "" when it has none that can be read."""
     try:
         picture = preview_of(lora)
         if picture is None:
             return ""
         stat = picture.stat()
-        return _encoded(picture, stat.st_mtime_ns, stat.st_size)
+        return _encoded(picture, stat.st_mtime_ns, stat.st_size, side)
     except OSError as error:
         log.warning("The preview picture of %s can't be read (%s).", lora.name, error)
         return ""
 
 
-@lru_cache(maxsize=64)
-def _encoded(picture: Path, modified: int, size: int) -> str:
+@lru_cache(maxsize=1024)
+def _encoded(picture: Path, modified: int, size: int, side: int) -> str:
     """The thumbnail of a picture, made again only when the file has changed."""
     if size > LARGEST_FILE:
         return ""
@@ -59,12 +61,12 @@ def _encoded(picture: Path, modified: int, size: int) -> str:
         with Image.open(picture, formats=FORMATS) as image:
             if image.width * image.height > MOST_PIXELS:
                 return ""
-            image.draft("RGB", (SIDE, SIDE))
+            image.draft("RGB", (side, side))
             small = image.convert("RGB")
     except (ValueError, SyntaxError, Image.DecompressionBombError) as error:
         log.warning("The preview picture %s can't be read (%s).", picture.name, error)
         return ""
-    small.thumbnail((SIDE, SIDE))
+    small.thumbnail((side, side))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=QUALITY)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -92,7 +92,7 @@ def test_the_description_has_every_field_and_every_refusal(client: TestClient) -
         f"{V1}/{path}"
         for path in (
             "merge", "re-export", "jobs", "jobs/{job_id}", "jobs/{job_id}/interrupt", "jobs/{job_id}/finish",
-            "loras", "inspect", "settings", "check", "explain",
+            "loras", "inspect", "settings", "check", "explain", "matrix", "compare",
         )
     }  # fmt: skip
     for ways in ours.values():

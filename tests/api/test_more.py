@@ -102,7 +102,7 @@ def test_a_merge_is_exported_again(client: TestClient, host: LockedHost) -> None
     ("change", "status", "says"),
     [
         ({"source": "../dog_ink"}, 404, "There is no LoRA named"),
-        ({"source": "dog"}, 422, "dog.ziplora with its coefficients is not beside it"),
+        ({"source": "dog"}, 422, "there is no dog.ziplora"),
         ({"source": 1}, 422, "source must be a string"),
         ({"output": "ink"}, 409, "ink.safetensors exists already"),
         ({"output": "../x"}, 422, "folder"),

@@ -217,3 +217,25 @@ def test_the_list_stays_inside_the_window(page: Page, box: Locator, width: int) 
         assert rectangle["x"] >= 0 and rectangle["x"] + rectangle["width"] <= width
         assert rectangle["y"] >= 0 and rectangle["y"] + rectangle["height"] <= 844
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_the_list_has_pictures_of_the_rows_that_are_seen(
+    page: Page, box: Locator, requests: list[str]
+) -> None:
+    box.click()
+    page.wait_for_timeout(1500)
+    expect(page.locator("#ziplora_subject li img")).to_have_count(0)  # the first rows have none
+    box.fill("minixl subject")
+    row = page.locator("#ziplora_subject li", has_text=SUBJECT).first
+    expect(row.locator("img")).to_have_count(1)
+    assert row.locator("img").evaluate("image => image.complete && image.naturalHeight <= 72")
+    assert (row.locator("img").get_attribute("src") or "").startswith("data:image/jpeg;base64,")
+    expect(row.locator(".ziplora-option-name")).to_have_text(SUBJECT)
+    count = len(requests)
+    box.press("Escape")
+    box.click()
+    box.fill("minixl subject turtle")
+    expect(page.locator("#ziplora_subject li img")).to_have_count(1)  # from what is known
+    assert len(requests) - count < 5
+    row.click()
+    expect(box).to_have_value(SUBJECT)

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lib_ziplora.errors import HostError, LoraFileError, OutputError
+from lib_ziplora.hosts import KnowsSize
 from lib_ziplora.hosts.standalone import StandaloneHost
 from tests import minixl
 
@@ -317,3 +318,14 @@ def test_both_text_encoders_are_stored_under_names_that_every_transformers_loads
     for part in ("text_encoder", "text_encoder_2"):
         names = load_file(minixl.MODEL / part / "model.safetensors")
         assert all(name.startswith(("text_model.", "text_projection.")) for name in names), part
+
+
+def test_the_size_is_known_before_the_model_is_opened(loaded: StandaloneHost, tmp_path: Path) -> None:
+    assert isinstance(loaded, KnowsSize)
+    with loaded.open() as session:
+        assert loaded.picture_size() == session.native_size
+    assert StandaloneHost(None, device="cpu").picture_size() is None
+    file = tmp_path / "one.safetensors"
+    file.write_bytes(b"")
+    assert StandaloneHost(file, device="cpu").picture_size() is None
+    assert StandaloneHost(file, device="cpu", config=minixl.MODEL).picture_size() == loaded.picture_size()

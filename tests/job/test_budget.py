@@ -130,3 +130,30 @@ def test_preflight_tells_of_the_gpus_memory_where_there_is_one(host, monkeypatch
     (remark,) = [one for one in preflight(request(method="ziplora"), host).remarks if "GPU memory" in one]
     assert "20.0 GB free" in remark and plans("auto", "auto")[0].words in remark
     assert not any("GPU memory" in remark for remark in preflight(request(method="direct"), host).remarks)
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_the_memory_is_told_beforehand(host, monkeypatch, gpu):
+    asked = request(method="ziplora", width=512, height=512)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 10**12)
+    found = preflight(asked, host)
+    (words,) = [one for one in found.remarks if "memory" in one]
+    assert words.startswith("GPU memory" if gpu else "There is no CUDA GPU here")
+    layers = [read_lora(host.resolve(lora.lora)).unet_layers() for lora in asked.loras]
+    first = plans(asked.settings.batching, asked.settings.checkpointing)[0]
+    assert found.memory == estimate_memory(layers, 512, 512, first, itemsize=2 if gpu else 4)
+    assert f"{found.memory / 1e9:.1f} GB" in words and "1000.0 GB free" in words
+    assert preflight(request(method="direct"), host).memory is None
+
+
+def test_the_hosts_own_size_counts_where_none_is_given(host, monkeypatch):
+    monkeypatch.setattr(memory, "free_memory", lambda device: None)
+    sdxl, small = (
+        request(method="ziplora", width=0, height=0),
+        request(method="ziplora", width=128, height=128),
+    )
+    assert preflight(sdxl, host).memory > preflight(small, host).memory
+    host.picture_size = lambda: 128
+    assert preflight(sdxl, host).memory == preflight(small, host).memory
+    assert not any("free" in one for one in preflight(sdxl, host).remarks)

@@ -167,7 +167,8 @@ def test_a_source_that_was_renamed_draws_under_its_new_name(host: DrawingHost) -
 
 
 @pytest.mark.parametrize(
-    ("lost", "says"), [("ink.safetensors", "not installed any more"), ("merged.ziplora", "not beside it")]
+    ("lost", "says"),
+    [("ink.safetensors", "not installed any more"), ("merged.ziplora", "no coefficients beside it")],
 )
 def test_missing_files_are_named(host: DrawingHost, lost: str, says: str) -> None:
     (host.folder / lost).unlink()

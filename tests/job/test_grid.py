@@ -85,7 +85,18 @@ def test_fitted_lines_are_few_and_narrow(text: str, lines: int) -> None:
     found = grid._fitted(text, 120, lines, font)
     assert len(found) <= lines and all(font.getlength(line) <= 120 for line in found)
     words = " ".join(text.split())
-    assert " ".join(found) == words if font.getlength(words) <= 120 else found[-1].endswith("…")
+    assert " ".join(found) == words if font.getlength(words) <= 120 else "…" in " ".join(found)
+
+
+@pytest.mark.parametrize("name", ["minixl_subject_turtle-v1.2", "Ünïcödé_" * 12, "x" * 500])
+def test_a_long_name_is_shortened_in_its_middle(name: str) -> None:
+    font = grid._font(None, 14)
+    found = grid._fitted(f"of {name} too", 120, 3, font)
+    (shown,) = (word for line in found for word in line.split() if "…" in word)
+    head, tail = shown.split("…")
+    assert name.startswith(head) and name.endswith(tail) and 0 <= len(head) - len(tail) <= 1
+    assert font.getlength(f"{name[: len(head) + 1]}…{name[-len(tail) - 1 :]}") > 120
+    assert " ".join(found) == f"of {shown} too"
 
 
 def test_without_any_font_pillows_own_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:

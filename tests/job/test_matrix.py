@@ -135,7 +135,7 @@ def test_what_exists_is_left_out_or_replaced(host):
     cells = run_matrix(matrix(("dog", "cat"), ("ink",)), host)
     assert states(cells) == {"dog_ink": "exists", "cat_ink": "done"}
     assert file.stat().st_mtime_ns == before
-    with pytest.raises(OutputError, match="exist already"):
+    with pytest.raises(OutputError, match="exists already"):
         check_matrix(matrix(("dog",), ("ink",)), host)
     assert states(run_matrix(matrix(("dog",), ("ink",), overwrite=True), host)) == {"dog_ink": "done"}
     assert file.stat().st_mtime_ns != before

@@ -31,7 +31,7 @@ def test_lokr_is_merged_and_the_report_says_what_it_became(host):
     add(host, "kron", {f"{Q}.lokr_w1": first, f"{Q}.lokr_w2": second})
     report = job.run(request("kron", weight=(0.5, 1.0)), host)
     (sentence,) = [s for s in report.warnings if "LoKr" in s]
-    assert sentence.startswith("kron: 1 layers of LoKr became low-rank layers of rank") and Q in sentence
+    assert sentence.startswith("kron: 1 layer of LoKr became low-rank, of rank") and Q in sentence
     expected = 0.5 * torch.kron(first, second) + read_lora(host.folder / "ink.safetensors").layers[Q].delta()
     difference = (merged(host).layers[Q].delta() - expected).norm()
     assert difference <= 0.5 * torch.kron(first, second).norm() * 0.005**0.5 + 1e-4

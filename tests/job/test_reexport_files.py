@@ -94,7 +94,9 @@ def test_the_coefficients_are_enough_when_the_merged_file_is_gone(host):
 def test_without_coefficients_there_is_nothing_to_export(host):
     merge(host)
     (host.folder / "merged.ziplora").unlink()
-    with pytest.raises(LoraFileError, match=r"merged\.ziplora with its coefficients is not beside it"):
+    with pytest.raises(
+        LoraFileError, match=r"merged has no coefficients beside it: there is no merged\.ziplora"
+    ):
         again(host)
     with pytest.raises(LoraFileError, match="There is no LoRA nobody"):
         job.reexport(ReexportRequest("nobody", "again"), host)

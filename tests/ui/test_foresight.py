@@ -12,7 +12,7 @@ import pytest
 
 from lib_ziplora import drawing
 from lib_ziplora.hosts import Progress
-from lib_ziplora.job import Overlap, Preflight
+from lib_ziplora.job import Overlap, Preflight, memory
 from lib_ziplora.ui import curves
 from lib_ziplora.ui.forms import PAIR, SLOTS, value_names
 from lib_ziplora.ui.handlers import Desk
@@ -62,7 +62,8 @@ def test_the_time_is_that_of_the_merge_before(host: Any) -> None:
     assert "nothing is learnt" in told(desk.foresee(chosen(method="direct")), "Time")
 
 
-def test_half_a_pair_says_nothing_until_check_is_pressed(host: Any) -> None:
+def test_half_a_pair_says_nothing_until_check_is_pressed(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free_memory", lambda device: 10**10)
     desk = Desk(host)
     half = chosen(style=None)
     assert desk.foresee_pair(half) == "" and "No style is chosen" in desk.foresee(half)

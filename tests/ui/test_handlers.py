@@ -265,3 +265,18 @@ def test_names_and_metadata_are_escaped(host: FakeHost, engine: FakeEngine) -> N
     shown = [desk.shelf.card(EVIL), desk.shelf.card(f"{EVIL}2"), desk.shelf.refresh(), refused]
     assert ticket == ""
     assert all("&lt;img" in html and "<img" not in html for html in shown)
+
+
+def test_a_page_that_is_new_learns_what_runs(desk: Desk, engine: FakeEngine) -> None:
+    assert desk.running() == ""
+    waiting, _ = desk.prepare(values())
+    assert waiting and desk.running() == ""
+    engine.go.clear()
+    ticket, _ = desk.prepare(values())
+    worker = threading.Thread(target=lambda: desk.work(ticket, values()))
+    worker.start()
+    assert engine.running.wait(30)
+    assert desk.running() == ticket
+    engine.go.set()
+    worker.join(30)
+    assert desk.running() == ""

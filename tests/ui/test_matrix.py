@@ -112,5 +112,21 @@ def test_a_merge_is_explained_with_its_report(host: Any) -> None:
     box = explain.explained(host, "merged")
     assert 'data-explained="merged"' in box and box.count("ziplora-heat") == 5
     assert "lies beside" not in box and "data:text/html;base64," in box
-    assert "not beside it" in explain.explained(host, "dog")
+    assert "no coefficients beside it" in explain.explained(host, "dog")
     assert explain.explained(host, None) == explain.CHOOSE
+
+
+def test_matrix_merges_are_remembered_like_others(host: Any) -> None:
+    desk = Desk(host)
+    learnt = {"steps": 1, "sampling_steps": 2, "trajectories": 1, "width": 64, "height": 64}
+    given = values(**learnt, method="ziplora", combined_weight=0.0, guidance_scale=1.0)
+    ticket, refused = matrix.prepare_matrix(desk, given)
+    assert refused == ""
+    matrix.work_matrix(desk, ticket, given)
+    (recent,) = desk.recent.merges()
+    assert [(lora.lora, lora.prompt, lora.weight) for lora in recent.loras] == [
+        ("dog", "a dog", 0.5),
+        ("ink", "in ink", 1.0),
+    ]
+    asked = matrix.matrix_from(values(**{**learnt, "steps": 1000}, method="ziplora")).pairs()[0]
+    assert desk._pace.seconds(asked, host) > 0

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
+import json
+import re
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +23,8 @@ from lib_ziplora.job import CatalogEntry
 from lib_ziplora.ui import card, tab
 from lib_ziplora.ui.forms import SLOTS, value_names
 from lib_ziplora.ui.handlers import Desk
-from lib_ziplora.ui.shelf import PATIENCE, Shelf
-from lib_ziplora.ui.thumbnail import SIDE, preview_of, thumbnail
+from lib_ziplora.ui.shelf import MOST_PICTURES, PATIENCE, Shelf
+from lib_ziplora.ui.thumbnail import SIDE, SMALL_SIDE, preview_of, thumbnail
 
 from ..job.pico_host import PicoHost, module_names, write_kohya
 from .fake_host import EVIL, FakeEngine, FakeHost, rows
@@ -186,6 +189,31 @@ def test_the_thumbnail_is_small_and_follows_the_file(tmp_path: Path) -> None:
 def test_a_file_that_is_no_picture_is_none(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.png").write_bytes(content)
     assert thumbnail(tmp_path / "a.safetensors") == ""
+
+
+@pytest.mark.parametrize(
+    "names", ["", "[]", "{", "3", "[1, null]", "[" * 100_000, '["gone", "../a"]'], ids=lambda n: n[:9]
+)
+def test_pictures_of_what_is_not_installed_are_none(names: str) -> None:
+    assert all(url == "" for url in pictures_of(FakeHost(["a"]), names).values())
+
+
+def pictures_of(host: FakeHost, names: str) -> dict[str, str]:
+    found = re.search(r'data-pictures="([^"]*)"', Desk(host, FakeEngine().engine()).shelf.pictures(names))
+    assert found
+    shown: dict[str, str] = json.loads(unescape(found[1]))
+    return shown
+
+
+def test_a_list_gets_small_pictures_and_not_too_many_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    picture(tmp_path / "a.png", (1000, 500))
+    names = ["a", "b", EVIL, *map(str, range(100))]
+    found = pictures_of(FakeHost(names), json.dumps(names))
+    assert list(found) == names[:MOST_PICTURES] and found["b"] == found[EVIL] == ""
+    assert decoded(found["a"]).size == (SMALL_SIDE, SMALL_SIDE // 2)
 
 
 def test_a_link_to_a_picture_elsewhere_is_none(tmp_path: Path) -> None:

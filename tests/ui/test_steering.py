@@ -96,7 +96,7 @@ def test_rank_precision_and_parts_reach_the_files(host: Any, desk: Desk) -> None
     ("changed", "words"),
     [
         ({"steer": None}, "No merged LoRA is chosen"),
-        ({"steer": "dog"}, "not beside it"),
+        ({"steer": "dog"}, "no coefficients beside it"),
         ({"steer_output": " "}, "no name"),
         ({"steer_output": "merged"}, "already"),
         ({"steer_rank": "huge"}, "rank must be exact"),

@@ -1,0 +1,105 @@
+"""The WebUI's LoRAs are listed whole, whatever its Lora extension does meanwhile; its checkpoint's own size."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from lib_ziplora.errors import LoraFileError
+from lib_ziplora.hosts import KnowsSize
+from lib_ziplora.hosts._a1111 import loras
+from lib_ziplora.hosts.a1111 import SDXL_SIZE, A1111Host, A1111Session
+
+NAMES = ["cat", "dog", "ink"]
+SECONDS = 30
+
+
+class Extension(ModuleType):
+    """The built-in Lora extension: it empties its table, then fills it file by file."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__("networks")
+        self.folder, self.available_networks = folder, {}
+        self.emptied, self.go_on = threading.Event(), threading.Event()
+
+    def list_available_networks(self) -> None:
+        self.available_networks.clear()
+        self.emptied.set()
+        assert self.go_on.wait(SECONDS)
+        for file in sorted(self.folder.glob("*.safetensors")):
+            self.available_networks[file.stem] = SimpleNamespace(filename=str(file))
+
+
+@pytest.fixture
+def extension(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Extension]:
+    for name in NAMES:
+        (tmp_path / f"{name}.safetensors").write_bytes(b"")
+    found = Extension(tmp_path)
+
+    def walk_files(folder: str, endings: tuple[str, ...]) -> list[str]:
+        return [str(file) for file in sorted(Path(folder).glob("*")) if file.suffix in endings]
+
+    options = SimpleNamespace(lora_dir=str(tmp_path), lyco_dir_backcompat=None)
+    shared: Any = ModuleType("modules.shared")
+    shared.cmd_opts, shared.walk_files = options, walk_files
+    paths: Any = ModuleType("modules.paths")
+    modules: Any = ModuleType("modules")
+    modules.shared, modules.paths, paths.models_path = shared, paths, str(tmp_path)
+    for name, module in {"modules": modules, "modules.shared": shared, "networks": found}.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    yield found
+    found.go_on.set()
+
+
+def test_a_listing_while_the_extension_lists_anew_is_whole(extension: Extension) -> None:
+    listing = threading.Thread(target=extension.list_available_networks)
+    listing.start()
+    assert extension.emptied.wait(SECONDS)
+    assert [lora.name for lora in loras.installed()] == NAMES
+    assert [loras.resolve(name).stem for name in NAMES] == NAMES
+    with pytest.raises(LoraFileError, match="Did you mean cat"):
+        loras.resolve("cats")
+    assert extension.available_networks == {}  # so it was listed by us, not by the extension
+    extension.go_on.set()
+    listing.join(SECONDS)
+    assert list(loras.known(extension)) == NAMES
+
+
+def test_a_file_that_has_just_been_written_is_listed(extension: Extension) -> None:
+    (extension.folder / "new.safetensors").write_bytes(b"")
+    (extension.folder / "cat.safetensors").unlink()
+    assert [lora.name for lora in loras.installed()] == ["dog", "ink", "new"]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "size"),
+    [
+        ({"modelspec.resolution": "128x128"}, 128),
+        ({"modelspec.resolution": "1024X1024"}, 1024),
+        ({"modelspec.resolution": "768"}, 768),
+        ({"modelspec.resolution": "832x1216"}, None),
+        ({"modelspec.resolution": "100x100"}, None),
+        ({"modelspec.resolution": "65536x65536"}, None),
+        ({"modelspec.resolution": "x"}, None),
+        ({"modelspec.resolution": None}, None),
+        ({"modelspec.resolution": 128}, 128),
+        ({}, None),
+        (None, None),
+    ],
+    ids=str,
+)
+def test_the_checkpoints_metadata_say_its_size(
+    monkeypatch: pytest.MonkeyPatch, metadata: Any, size: int | None
+) -> None:
+    entry: Any = SimpleNamespace(metadata=metadata)
+    monkeypatch.setattr("lib_ziplora.hosts._a1111.model.current_entry", lambda: entry)
+    host = A1111Host()
+    assert isinstance(host, KnowsSize) and host.picture_size() == size
+    session = A1111Session(denoiser=None, identity=SimpleNamespace(entry=entry))  # type: ignore[arg-type]
+    assert session.native_size == (size or SDXL_SIZE)
