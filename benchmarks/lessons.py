@@ -20,6 +20,7 @@ from lib_ziplora.job.progress import Meter
 from lib_ziplora.job.teaching import Drawn, Teacher
 from lib_ziplora.lora.file import read_lora
 from lib_ziplora.lora.keys import canonical_modules
+from lib_ziplora.merge.analytic import Answer, Recording, each_alone
 from lib_ziplora.merge.coefficients import Concept, MergerCoefficients
 from lib_ziplora.merge.optimize import Outcome, Step, evaluate, optimize
 from lib_ziplora.merge.patch import attach, static_factors
@@ -29,8 +30,8 @@ from lib_ziplora.merge.samples import Samples
 MODEL = ROOT / "benchmarks" / "minixl" / "model"
 COMBINED_PROMPT = "a sks emoji in szn style"
 SIZE, UNSEEN_SEED = 128, 4242
-SETTINGS = MergeSettings(width=SIZE, height=SIZE, combined_prompt=COMBINED_PROMPT)
-"""The defaults, at the size that MiniXL was trained on."""
+SETTINGS = MergeSettings(width=SIZE, height=SIZE, combined_prompt=COMBINED_PROMPT, start="ones", steps=100)
+"""The defaults at the size that MiniXL was trained on, but from the balanced sum and with the updates that it needs."""
 FAST = Plan(together=True, checkpointing=0.0)
 
 
@@ -66,14 +67,17 @@ class Lessons:
     Attributes:
         drawn: the subject's samples and the style's.
         both: those of the combined prompt; None where the settings leave it out.
+        recording: the layers' inputs while those were drawn.
         strengths: of the balanced sum; 1 where nothing was balanced.
-        combined_weight: of the combined prompt's error.
+        combined_weight: of the combined prompt's error; ``answer_weight`` that of its answer in the closed form.
     """
 
     drawn: tuple[Drawn, ...]
     both: Samples | None
+    recording: Recording
     strengths: tuple[float, ...]
     combined_weight: float
+    answer_weight: float
 
     @property
     def terms(self) -> list[Samples]:
@@ -87,6 +91,14 @@ class Lessons:
     @property
     def heldout(self) -> list[Samples]:
         return [part.heldout for part in self.drawn]
+
+    @property
+    def answers(self) -> list[Answer]:
+        """For the closed form."""
+        alone = each_alone([part.recording for part in self.drawn])
+        if self.both is None:
+            return alone
+        return [*alone, Answer(self.recording, self.strengths, self.answer_weight)]
 
     def with_terms(self, terms: Sequence[Samples]) -> Lessons:
         """The same with other samples to train on."""
@@ -126,8 +138,11 @@ def draw(at: Desk, settings: MergeSettings = SETTINGS, strengths: Sequence[float
     )
     if strengths is None:
         strengths = teacher.balance(at.concepts, chosen, conditions).strengths
-    both = teacher.combined(at.concepts, strengths, conditions) if settings.combines else None
-    return Lessons(drawn, both, tuple(strengths), settings.combined_weight)
+    both, recording = None, {}
+    if settings.combines:
+        both, recording = teacher.combined(at.concepts, strengths, conditions)
+    weight = settings.combined_weight
+    return Lessons(drawn, both, recording, tuple(strengths), weight, 1.0 if settings.updates else weight)
 
 
 @dataclass(frozen=True)

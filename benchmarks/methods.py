@@ -32,16 +32,20 @@ SUBJECT_PROMPT = "a sks emoji"
 STYLE_PROMPT = "a cat emoji in szn style"
 EQUATION_5 = "combined_weight=0"
 """Without the term on the combined prompt, as the paper has it."""
+FROM_ONES = f"start=ones,steps=100,{EQUATION_5}"
+"""As the paper does it."""
 ALIASES = {
     "sum": "sum:1:1",
     "balanced": "balanced",
     "ours": "ziplora",
     "ours-20": "ziplora,steps=20",
-    "equation-5": f"ziplora,{EQUATION_5}",
-    "public": f"ziplora,objective=public,learning_rate=0.00005,similarity_lambda=0.01,{EQUATION_5}",
-    "cosine": f"ziplora,objective=cosine,similarity_lambda=0.1,{EQUATION_5}",
-    "paper": f"ziplora,objective=paper,similarity_lambda=0.01,{EQUATION_5}",
-    "closed": "instant",
+    "from-ones": "ziplora,start=ones,steps=100",
+    "equation-5": f"ziplora,{FROM_ONES}",
+    "public": f"ziplora,objective=public,learning_rate=0.00005,similarity_lambda=0.01,{FROM_ONES}",
+    "cosine": f"ziplora,objective=cosine,similarity_lambda=0.1,{FROM_ONES}",
+    "paper": f"ziplora,objective=paper,similarity_lambda=0.01,{FROM_ONES}",
+    "instant": "instant",
+    "closed": f"instant,{EQUATION_5}",
     "closed+20": f"ziplora,start=closed-form,steps=20,{EQUATION_5}",
     "closed+100": f"ziplora,start=closed-form,steps=100,{EQUATION_5}",
 }

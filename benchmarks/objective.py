@@ -26,8 +26,8 @@ from lib_ziplora.merge.analytic import solve
 from lib_ziplora.merge.coefficients import MergerCoefficients
 from lib_ziplora.merge.optimize import Step
 
-METHODS = ("ours", "equation-5", "closed", "closed+20", "closed+100", "paper", "public")
-COLOURS = ("#2f5fe0", "#16a085", "#111111", "#8e44ad", "#c77dff", "#e0600f", "#999999")
+METHODS = ("ours", "from-ones", "instant", "equation-5", "closed", "closed+20", "paper", "public")
+COLOURS = ("#2f5fe0", "#8fb1ff", "#d4af00", "#16a085", "#111111", "#8e44ad", "#e0600f", "#999999")
 MEASURED = (1, 2, 5, 10, 20, 40, 70, 100)
 """Updates after which the errors are taken, beside the beginning."""
 
@@ -83,10 +83,9 @@ def curve(at: Desk, method: str, unseen: Unseen) -> list[Point]:
 
     taught = lessons.draw(at, settings)
     coefficients: MergerCoefficients = at.ones()
+    coefficients.fill(taught.strengths)
     if settings.solves:
-        solve(coefficients, [part.recording for part in taught.drawn])
-    else:
-        coefficients.fill(taught.strengths)
+        solve(coefficients, taught.answers)
     measure(0)
     if settings.updates:
         lessons.learn(at, taught, settings, coefficients, on_step)

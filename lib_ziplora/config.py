@@ -20,7 +20,7 @@ from .options import parse_rank as parse_rank
 
 Role = Literal["subject", "style"]
 Method = Literal["ziplora", "instant", "balanced", "direct"]
-Start = Literal["ones", "closed-form"]
+Start = Literal["closed-form", "ones"]
 Objective = Literal["relative", "cosine", "public", "paper"]
 TextEncoders = Literal["both", "subject", "style", "none"]
 Precision = Literal["fp16", "bf16", "fp32"]
@@ -48,7 +48,7 @@ class MergeSettings:
         "plain sum at the weights above",
         choices=("ziplora", "instant", "balanced", "direct"),
     )
-    steps: int = _option(100, "Updates", "Updates of the coefficients", minimum=1, maximum=1000, step=1)
+    steps: int = _option(50, "Updates", "Updates of the coefficients", minimum=1, maximum=1000, step=1)
     learning_rate: float = _option(
         0.01, "Learning rate", "Adam's learning rate", minimum=0.00001, maximum=0.5, step=0.0001
     )
@@ -61,11 +61,11 @@ class MergeSettings:
         advanced=True,
     )
     start: Start = _option(
-        "ones",
+        "closed-form",
         "Start",
-        "Where the coefficients start: at the plain sum (balanced, where that is found), or at the closed form of "
-        "the instant method",
-        choices=("ones", "closed-form"),
+        "Where the coefficients start: closed-form solves each layer by itself first; ones is the plain sum (balanced, "
+        "where that is found) and needs twice the updates",
+        choices=("closed-form", "ones"),
         advanced=True,
     )
     similarity_lambda: float = _option(
@@ -205,6 +205,11 @@ class MergeSettings:
         return self.steps if self.method == "ziplora" else 0
 
     @property
+    def learns(self) -> bool:
+        """Whether there is a coefficient for every column."""
+        return self.method in ("ziplora", "instant")
+
+    @property
     def solves(self) -> bool:
         """Whether the closed form is needed."""
         return self.method == "instant" or (self.method == "ziplora" and self.start == "closed-form")
@@ -212,17 +217,17 @@ class MergeSettings:
     @property
     def wants_combined(self) -> bool:
         """Whether a prompt for all LoRAs together is of use, given or made of theirs."""
-        return self.method == "balanced" or bool(self.updates and self.combined_weight)
+        return self.method == "balanced" or bool(self.learns and self.combined_weight)
 
     @property
     def combines(self) -> bool:
         """Whether the combined prompt has a term in the objective."""
-        return bool(self.updates and self.combined_prompt.strip() and self.combined_weight)
+        return bool(self.learns and self.combined_prompt.strip() and self.combined_weight)
 
     @property
     def balances(self) -> bool:
-        """Whether the strengths for the combined prompt are to be found."""
-        return self.balance > 0 and (self.combines or self.method == "balanced")
+        """Whether the strengths for the combined prompt are to be found; for instant that would take too long."""
+        return self.balance > 0 and (self.method == "balanced" or bool(self.updates and self.combines))
 
     @property
     def text_roles(self) -> tuple[Role, ...]:

@@ -89,7 +89,7 @@ def test_merge_writes_the_file_and_the_report(tmp_path: Path, capsys: pytest.Cap
         16,
     )
     assert report["settings"]["seed"] == 7
-    assert 0 < report["mean_travel"] < 0.1
+    assert 0 < report["mean_travel"] < 0.5
     assert len(read_lora(out).layers) == minixl.LAYERS
     assert str(out) in printed.out
     assert "<lora:out:1>" in printed.out

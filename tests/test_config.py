@@ -33,9 +33,15 @@ def test_choices_are_those_of_the_type() -> None:
         assert option.choices == tuple(get_args(types[name])), name
 
 
-def test_paper_values_are_the_defaults() -> None:
-    settings = MergeSettings()
-    assert (settings.steps, settings.learning_rate) == (100, 0.01)
+def test_the_papers_learning_rate_is_the_default() -> None:
+    assert MergeSettings().learning_rate == 0.01
+
+
+def test_instant_knows_the_combined_prompt_but_does_not_weigh_it() -> None:
+    settings = MergeSettings(method="instant", combined_prompt="a sks dog in ink")
+    assert settings.wants_combined and settings.combines and not settings.balances
+    assert MergeSettings(method="ziplora", combined_prompt="a sks dog in ink").balances
+    assert not MergeSettings(method="direct", combined_prompt="a sks dog in ink").combines
 
 
 @pytest.mark.parametrize("name", [n for n, o in setting_fields().items() if o.minimum is not None])

@@ -223,7 +223,14 @@ def export(model: Path, out: Path) -> None:
         shutil.copyfile(model / "tokenizer" / name, te1 / name)
     te2.write_text(json.dumps(open_clip, indent=2), encoding="utf-8")
     out.with_suffix(".yaml").write_text(json.dumps(config, indent=2), encoding="utf-8")
-    save_file(weights, out, metadata={"format": "pt"})
+    save_file(weights, out, metadata={"format": "pt", "modelspec.resolution": resolution(model)})
+
+
+def resolution(model: Path) -> str:
+    """The size of its pictures, as ModelSpec writes it."""
+    levels = len(read_config(model / "vae")["block_out_channels"])
+    side = read_config(model / "unet")["sample_size"] << (levels - 1)
+    return f"{side}x{side}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

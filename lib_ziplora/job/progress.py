@@ -70,9 +70,9 @@ def units_of(request: MergeRequest) -> int:
         bool(settings.combined_prompt.strip()) or len({lora.role for lora in request.loras}) > 1
     )
     samples = sum(lora_units(settings, lora) for lora in request.loras)
-    if together and settings.updates:
+    if together and settings.learns:
         samples += combined_units(settings)
-    if together and settings.balance > 0:
+    if together and settings.balance > 0 and settings.method != "instant":
         samples += balancing_units(settings, loras)
     return loras + samples + update_units(loras) * settings.updates
 

@@ -110,7 +110,7 @@ class Teacher:
     @torch.no_grad()
     def combined(
         self, concepts: Sequence[Concept], strengths: Sequence[float], conditions: Conditions
-    ) -> Samples:
+    ) -> tuple[Samples, Recording]:
         """What the plain sum at these strengths draws for the combined prompt: an anchor for the merge.
 
         The errors of equation 5 ask only that every LoRA by itself stays as it is. That is also
@@ -123,7 +123,7 @@ class Teacher:
         plain.fill(strengths)
         draw = self._trajectories(cond, conditions.uncond)
         seed = self.settings.seed + 2 * len(concepts)
-        with attach(self.modules, plain.branches()):
+        with attach(self.modules, plain.branches()), self._recorded(seed) as recording:
             drawn = draw(seed, self.settings.trajectories, self.settings.sampling_steps)
         x_t, t, target = drawn
         first = slice(self.settings.sampling_steps)
@@ -131,7 +131,7 @@ class Teacher:
         samples = scaled_like(x_t, t, cond, target, measured)
         for part in (measured, samples):
             require_effect(part, "the plain sum")
-        return samples
+        return samples, recording
 
     def _recorded(self, seed: int) -> AbstractContextManager[Recording]:
         if not self.settings.solves:

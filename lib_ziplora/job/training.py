@@ -14,7 +14,7 @@ from ..denoiser import Conditioning, Denoiser, TextDeltas
 from ..hosts import Session
 from ..lora.algebra import Vectors
 from ..lora.keys import canonical_modules
-from ..merge.analytic import solve
+from ..merge.analytic import Answer, each_alone, solve
 from ..merge.coefficients import Concept, MergerCoefficients
 from ..merge.loss import similarity
 from ..merge.optimize import Outcome, Step, evaluate, optimize
@@ -25,7 +25,7 @@ from .balancing import Balance
 from .memory import fits_at_once, fitting_plans
 from .progress import Meter, update_units
 from .report import Learnt
-from .teaching import Drawn, Teacher
+from .teaching import Teacher
 
 
 class WatchedDenoiser:
@@ -83,20 +83,15 @@ def learn(
     used = {name: modules[name] for layers in concepts for name in layers}
     alone, allowed = _room(session, concepts, settings)
     teacher = Teacher(session, denoiser, used, settings, meter)
-    drawn, terms, balance = _lessons(teacher, concepts, chosen, text_deltas, settings)
-    heldout = [samples.heldout for samples in drawn]
+    taught = _lessons(teacher, concepts, chosen, text_deltas, settings)
     coefficients = MergerCoefficients.ones(concepts, denoiser.device, denoiser.dtype)
-    before = _evaluate(denoiser, used, coefficients, heldout, meter)
-    if settings.solves:
-        meter.enter("solving", "Solving every layer by itself")
-        solve(coefficients, [samples.recording for samples in drawn], on_layer=meter.stop_if_interrupted)
-    else:
-        coefficients.fill(balance.strengths)
+    before = _evaluate(denoiser, used, coefficients, taught.heldout, meter)
+    _begin(coefficients, taught, settings, meter)
     with alone():
-        outcome = _loop(denoiser, used, coefficients, terms, settings, meter, allowed)
-    after = _evaluate(denoiser, used, coefficients, heldout, meter)
+        outcome = _loop(denoiser, used, coefficients, taught.terms, settings, meter, allowed)
+    after = _evaluate(denoiser, used, coefficients, taught.heldout, meter)
     vectors = tuple(coefficients.vectors(index) for index in range(len(concepts)))
-    return _figures(outcome, before, after, balance), vectors
+    return _figures(outcome, before, after, taught.balance), vectors
 
 
 def _room(
@@ -126,14 +121,34 @@ class _Term:
     weight: float = 1.0
 
 
+@dataclass(frozen=True)
+class _Lessons:
+    """What the coefficients are learnt from.
+
+    Attributes:
+        terms: the errors of the objective.
+        answers: what every layer by itself should answer, for the closed form.
+        heldout: each LoRA's samples that are not trained on.
+        balance: the strengths that the combined prompt is drawn at.
+    """
+
+    terms: list[_Term]
+    answers: list[Answer]
+    heldout: list[Samples]
+    balance: Balance
+
+
 def _lessons(
     teacher: Teacher,
     concepts: Sequence[Concept],
     chosen: Sequence[LoraInput],
     text_deltas: TextDeltas,
     settings: MergeSettings,
-) -> tuple[list[Drawn], list[_Term], Balance]:
-    """What each LoRA draws, the errors of the objective, and the strengths that the combined prompt is drawn at."""
+) -> _Lessons:
+    """Draw what each LoRA draws by itself, and what they draw together.
+
+    The closed form is given all answers alike where a loop goes on from it with the objective's weights.
+    """
     conditions = teacher.conditioning(chosen, text_deltas)
     drawn = [
         teacher.samples(layers, lora, conditions, index)
@@ -141,11 +156,23 @@ def _lessons(
     ]
     names = labels([lora.role for lora in chosen])
     terms = [_Term(name, part.train) for name, part in zip(names, drawn, strict=True)]
+    answers = each_alone([part.recording for part in drawn])
     balance = teacher.balance(concepts, chosen, conditions)
     if settings.combines:
-        both = teacher.combined(concepts, balance.strengths, conditions)
+        both, recording = teacher.combined(concepts, balance.strengths, conditions)
         terms.append(_Term("combined", both, settings.combined_weight))
-    return drawn, terms, balance
+        weight = 1.0 if settings.updates else settings.combined_weight
+        answers.append(Answer(recording, balance.strengths, weight))
+    return _Lessons(terms, answers, [part.heldout for part in drawn], balance)
+
+
+def _begin(coefficients: MergerCoefficients, taught: _Lessons, settings: MergeSettings, meter: Meter) -> None:
+    """Set the coefficients to where the loop begins, and free the layers' recorded inputs."""
+    coefficients.fill(taught.balance.strengths)
+    if settings.solves:
+        meter.enter("solving", "Solving every layer by itself")
+        solve(coefficients, taught.answers, on_batch=meter.stop_if_interrupted)
+    taught.answers.clear()
 
 
 def _evaluate(

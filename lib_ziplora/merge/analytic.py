@@ -1,9 +1,10 @@
 """The closed form: every layer by itself, as a least-squares problem, without a backward pass.
 
-With inputs X_k recorded while LoRA k draws, the merged layer should answer them as LoRA k
-alone does:
+With inputs X_k recorded while teacher k draws, the merged layer should answer them as the teacher
+does, which has each LoRA at a strength of its own (LoRA k alone, or all of them for the combined prompt):
 
-    minimise over m   sum_k  |(dW_m - dW_k) X_k|^2 / |dW_k X_k|^2,    dW_m = sum_a dW_a diag(m_a)
+    minimise over m   sum_k  w_k |(dW_m - dW_k) X_k|^2 / |dW_k X_k|^2,    dW_m = sum_a dW_a diag(m_a),
+                                                                         dW_k = sum_a s_ka dW_a
 
 This is quadratic in the coefficients; conjugate gradients solve it on the factors, so that
 neither dW nor the (columns, columns) matrix (dW_a^T dW_b) * (X X^T) is ever formed. It looks at
@@ -16,6 +17,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -25,11 +27,38 @@ from torch import Tensor, nn
 from .coefficients import LayerCoefficients, MergerCoefficients
 
 Recording = dict[str, list[Tensor]]
-"""Layer name -> input columns that were kept, each (tokens, columns)."""
+"""Layer name -> input columns that were kept, each (tokens, columns), on the CPU: of SDXL 0.3 GB for each teacher."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the merged layers should answer to inputs.
+
+    Attributes:
+        recording: the inputs.
+        strengths: of every concept in the teacher that drew them.
+        weight: of this answer among the others.
+    """
+
+    recording: Recording
+    strengths: tuple[float, ...]
+    weight: float = 1.0
+
+
+def each_alone(recordings: Sequence[Recording]) -> list[Answer]:
+    """Every LoRA by itself, at its full strength, on what it drew."""
+    count = len(recordings)
+    return [
+        Answer(recording, tuple(float(other == index) for other in range(count)))
+        for index, recording in enumerate(recordings)
+    ]
+
 
 TOKENS = 16
 ITERATIONS = 30
 RIDGE = 0.3
+BATCH_VALUES = 2**25
+"""Of the inputs of layers that are solved side by side: 128 MiB."""
 
 
 @contextmanager
@@ -60,7 +89,7 @@ def _keep(
 ) -> None:
     columns = input_columns(module, inputs[0][:1].detach())
     rows = torch.randperm(len(columns), generator=generator)[:tokens]
-    kept.append(columns[rows.to(columns.device)])
+    kept.append(columns[rows.to(columns.device)].cpu())
 
 
 def input_columns(module: nn.Module, x: Tensor) -> Tensor:
@@ -81,70 +110,95 @@ def input_columns(module: nn.Module, x: Tensor) -> Tensor:
 @torch.no_grad()
 def solve(
     coefficients: MergerCoefficients,
-    recordings: Sequence[Recording],
+    answers: Sequence[Answer],
     *,
-    on_layer: Callable[[], None] = lambda: None,
+    on_batch: Callable[[], None] = lambda: None,
     iterations: int = ITERATIONS,
     ridge: float = RIDGE,
 ) -> None:
     """Set every layer's coefficients to its least-squares solution.
 
+    Layers of one shape are solved side by side: so a GPU is not kept waiting by hundreds of small problems.
+
     Args:
-        coefficients: all ones; changed in place.
-        recordings: each concept's input columns, recorded while its LoRA drew.
-        on_layer: called before each layer; an exception aborts.
-        iterations: of the conjugate gradients; few keep what the samples don't decide near 1.
-        ridge: pull towards 1, as a share of the mean curvature.
+        coefficients: the start; changed in place.
+        answers: of every teacher.
+        on_batch: called before each batch of layers; an exception aborts.
+        iterations: of the conjugate gradients; few keep what the samples don't decide near the start.
+        ridge: pull towards the start, as a share of the mean curvature.
     """
-    for name, layer in coefficients.layers.items():
-        on_layer()
-        inputs = [torch.cat(recording[name]).float() for recording in recordings]
-        layer.m.add_(_LayerProblem(layer, inputs).solution(iterations, ridge))
-
-
-class _LayerProblem:
-    """One layer's quadratic in d = m - 1: d^T H d / 2 - b^T d."""
-
-    def __init__(self, layer: LayerCoefficients, inputs: Sequence[Tensor]) -> None:
-        """``inputs``: each concept's (tokens, columns), also of concepts that lack the layer."""
-        self.downs = [down.float() for down in layer.downs]
-        self.ranks = [len(down) for down in self.downs]
-        gram = layer.up.float().T @ layer.up.float()
-        plain = torch.ones_like(layer.m)
-        hidden = [self._hidden(x, plain) for x in inputs]
-        wanted = [self._only(layer.concepts, k, z) for k, z in enumerate(hidden)]
-        effects = [(z @ gram * z).sum() for z in wanted]
-        known = torch.stack([e for k, e in enumerate(effects) if k in layer.concepts]).mean()
-        tiny = torch.finfo(torch.float32).tiny
-        self.grams = [
-            gram / (effects[k] if k in layer.concepts else known).clamp(min=tiny) for k in range(len(inputs))
+    for names in _batches(coefficients, answers):
+        on_batch()
+        layers = [coefficients.layers[name] for name in names]
+        device = layers[0].m.device
+        inputs = [
+            torch.stack([torch.cat(answer.recording[name]) for name in names]).to(device).float()
+            for answer in answers
         ]
-        self.inputs = inputs
-        self.b = self._adjoint([w - z for w, z in zip(wanted, hidden, strict=True)])
+        solutions = _Problems(layers, inputs, answers).solution(iterations, ridge)
+        for layer, d in zip(layers, solutions, strict=True):
+            layer.m.add_(d)
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """What layers that are solved side by side have in common; ``tokens`` are those of each answer."""
+
+    concepts: tuple[int, ...]
+    ranks: tuple[int, ...]
+    columns: int
+    tokens: tuple[int, ...]
+
+
+def _batches(coefficients: MergerCoefficients, answers: Sequence[Answer]) -> Iterator[list[str]]:
+    """Names of layers with the same shapes, so many that their inputs don't take too much memory."""
+    groups: dict[_Shape, list[str]] = {}
+    for name, layer in coefficients.layers.items():
+        tokens = tuple(sum(map(len, answer.recording[name])) for answer in answers)
+        shape = _Shape(layer.concepts, layer.ranks, layer.m.shape[1], tokens)
+        groups.setdefault(shape, []).append(name)
+    for shape, names in groups.items():
+        size = max(1, BATCH_VALUES // max(1, shape.columns * sum(shape.tokens)))
+        for first in range(0, len(names), size):
+            yield names[first : first + size]
+
+
+class _Problems:
+    """Several layers' quadratics in d = m - start: d^T H d / 2 - b^T d, each (concepts, columns)."""
+
+    def __init__(
+        self, layers: Sequence[LayerCoefficients], inputs: Sequence[Tensor], answers: Sequence[Answer]
+    ) -> None:
+        """``inputs``: (layers, tokens, columns) of each answer, also of teachers without the layers."""
+        self.ranks, self.inputs = layers[0].ranks, inputs
+        self.downs = torch.stack([layer.down for layer in layers]).float().split(self.ranks, dim=1)
+        ups = [layer.up.float() for layer in layers]
+        gram = torch.stack([up.T @ up for up in ups])
+        start = torch.stack([layer.m for layer in layers])
+        wanted = [
+            self._hidden(x, start.new_tensor([answer.strengths[k] for k in layers[0].concepts])[:, None])
+            for x, answer in zip(inputs, answers, strict=True)
+        ]
+        effects = _without_zeros(torch.stack([(z @ gram * z).sum((1, 2)) for z in wanted]))
+        self.grams = [
+            gram * (answer.weight / effect)[:, None, None]
+            for answer, effect in zip(answers, effects, strict=True)
+        ]
+        self.b = self._adjoint([w - self._hidden(x, start) for w, x in zip(wanted, inputs, strict=True)])
 
     def _hidden(self, x: Tensor, m: Tensor) -> Tensor:
-        """A_a (x * m_a) of all concepts side by side, (tokens, sum of ranks)."""
-        return torch.cat([(x * row) @ down.T for row, down in zip(m, self.downs, strict=True)], dim=1)
-
-    def _only(self, concepts: Sequence[int], concept: int, hidden: Tensor) -> Tensor:
-        """The part of one concept; zeros for a concept that lacks the layer."""
-        parts = hidden.split(self.ranks, dim=1)
-        return torch.cat(
-            [
-                part if k == concept else torch.zeros_like(part)
-                for k, part in zip(concepts, parts, strict=True)
-            ],
-            dim=1,
-        )
+        """A_a (x * m_a) of all concepts side by side, (layers, tokens, sum of ranks)."""
+        rows = m.expand(len(x), len(self.downs), x.shape[2]).unbind(1)
+        parts = [(x * row[:, None]) @ down.mT for row, down in zip(rows, self.downs, strict=True)]
+        return torch.cat(parts, dim=2)
 
     def _adjoint(self, hidden: Sequence[Tensor]) -> Tensor:
-        """The transpose of ``_hidden`` over all inputs, each under its Gram matrix, (concepts, columns)."""
-        total = torch.zeros(len(self.downs), self.downs[0].shape[1], device=hidden[0].device)
+        """The transpose of ``_hidden`` over all inputs, each under its Gram matrix, (layers, concepts, columns)."""
+        total = torch.zeros((), device=hidden[0].device)
         for x, gram, z in zip(self.inputs, self.grams, hidden, strict=True):
-            parts = (z @ gram).split(self.ranks, dim=1)
-            total += torch.stack(
-                [(part @ down * x).sum(0) for part, down in zip(parts, self.downs, strict=True)]
-            )
+            parts = (z @ gram).split(self.ranks, dim=2)
+            rows = [(part @ down * x).sum(1) for part, down in zip(parts, self.downs, strict=True)]
+            total = total + torch.stack(rows, dim=1)
         return total
 
     def curvature(self, d: Tensor) -> Tensor:
@@ -152,35 +206,44 @@ class _LayerProblem:
         return self._adjoint([self._hidden(x, d) for x in self.inputs])
 
     def diagonal(self) -> Tensor:
-        """The diagonal of H, (concepts, columns)."""
+        """The diagonal of H, (layers, concepts, columns)."""
         total = torch.zeros_like(self.b)
         for x, gram in zip(self.inputs, self.grams, strict=True):
-            energy = x.square().sum(0)
-            for index, (block, down) in enumerate(zip(self._blocks(gram), self.downs, strict=True)):
-                total[index] += (block @ down * down).sum(0) * energy
+            energy = x.square().sum(1)
+            rows = gram.split(self.ranks, dim=1)
+            for index, (row, down) in enumerate(zip(rows, self.downs, strict=True)):
+                block = row.split(self.ranks, dim=2)[index]
+                total[:, index] += (block @ down * down).sum(1) * energy
         return total
 
-    def _blocks(self, gram: Tensor) -> list[Tensor]:
-        rows = gram.split(self.ranks, dim=0)
-        return [row.split(self.ranks, dim=1)[index] for index, row in enumerate(rows)]
-
     def solution(self, iterations: int, ridge: float) -> Tensor:
-        """d by preconditioned conjugate gradients from 0, with the ridge added to H."""
+        """d by preconditioned conjugate gradients from 0, with the ridge added to H; a solved layer stays as it is."""
         diagonal = self.diagonal()
-        pull = ridge * diagonal.mean().clamp(min=torch.finfo(torch.float32).tiny)
+        pull = ridge * _sums(diagonal) / diagonal[0].numel()
+        pull = pull.clamp(min=torch.finfo(torch.float32).tiny)
         scale = diagonal + pull
         d, residual = torch.zeros_like(self.b), self.b.clone()
         direction = residual / scale
-        energy = (residual * direction).sum()
+        energy = _sums(residual * direction)
         solved = energy * torch.finfo(torch.float32).eps ** 2
         for _ in range(iterations):
-            if not bool(energy > solved):
-                break
             product = self.curvature(direction) + pull * direction
-            step = energy / (direction * product).sum()
+            going = energy > solved
+            step = torch.where(going, energy / _sums(direction * product), 0.0)
             d = d + step * direction
             residual = residual - step * product
             preconditioned = residual / scale
-            previous, energy = energy, (residual * preconditioned).sum()
-            direction = preconditioned + energy / previous * direction
+            previous, energy = energy, torch.where(going, _sums(residual * preconditioned), 0.0)
+            direction = torch.where(going, preconditioned + energy / previous * direction, 0.0)
         return d
+
+
+def _sums(values: Tensor) -> Tensor:
+    """Of each layer, (layers, 1, 1)."""
+    return values.sum((1, 2), keepdim=True)
+
+
+def _without_zeros(effects: Tensor) -> Tensor:
+    """|dW_k X_k|^2, (teachers, layers), with the others' mean for a teacher that does nothing in a layer."""
+    known = effects.sum(0) / (effects > 0).sum(0).clamp(min=1)
+    return torch.where(effects > 0, effects, torch.where(known > 0, known, torch.ones_like(known)))

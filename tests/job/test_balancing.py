@@ -72,7 +72,7 @@ def test_measured_on_the_model_every_share_is_finite_and_the_progress_adds_up(ho
 
 def test_the_loop_begins_there_and_the_combined_term_holds_to_it(host, monkeypatch):
     shares(monkeypatch, lambda told: told["strengths"][0] - 0.2)
-    seen = learnt(host, monkeypatch, combined_weight=1.0)
+    seen = learnt(host, monkeypatch, combined_weight=1.0, start="ones")
     losses = [e.metrics["combined_loss"] for e in seen["events"] if "combined_loss" in e.metrics]
     assert losses[0] < 1e-6, "the balanced sum is where the coefficients start"
     travels = [e.metrics["travel"] for e in seen["events"] if "travel" in e.metrics]

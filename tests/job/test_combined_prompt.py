@@ -67,7 +67,8 @@ def test_without_a_weight_nothing_is_added(host, monkeypatch):
 
 def test_its_units_and_its_loss_are_told(host, monkeypatch):
     without = learnt(host, monkeypatch)["events"]
-    seen = learnt(host, monkeypatch, combined_prompt=PROMPT, combined_weight=1.0, balance=0.0)["events"]
+    settings = {"combined_prompt": PROMPT, "combined_weight": 1.0, "balance": 0.0, "start": "ones"}
+    seen = learnt(host, monkeypatch, **settings)["events"]
     assert seen[-1].total > without[-1].total
     assert seen[-1].step == seen[-1].total
     losses = [

@@ -89,7 +89,7 @@ def test_a_real_merge_is_explained_with_its_own_figures(tmp_path):
     assert [lora.name for lora in explanation.loras] == ["dog", "ink"]
     steps = found.saved.history
     assert len(steps) == report.steps == 3
-    assert list(steps[0])[:3] == ["loss", "subject_loss", "style_loss"] and steps[0]["travel"] == 0
+    assert list(steps[0])[:3] == ["loss", "subject_loss", "style_loss"] and steps[0]["travel"] > 0, "the closed form has moved them before the loop"
     assert json.loads(json.dumps(found.to_json(), allow_nan=False))["words"] == found.words
 
 
@@ -104,7 +104,7 @@ def test_the_prompts_that_were_used_are_kept(tmp_path):
 
 def test_what_has_no_coefficients_is_refused(tmp_path):
     host = pico_host(tmp_path)
-    with pytest.raises(LoraFileError, match="not beside it"):
+    with pytest.raises(LoraFileError, match="no coefficients beside it"):
         job.document(host, "dog")
 
 

@@ -326,7 +326,7 @@ def test_an_existing_file_is_replaced_only_when_asked(host):
 
 
 def test_a_run_that_cannot_move_the_coefficients_says_so(host):
-    report = job.run(request(learning_rate=0.0001, steps=2), host)
+    report = job.run(request(learning_rate=0.0001, steps=2, start="ones"), host)
     assert any("hardly moved" in warning for warning in report.warnings)
     assert not any("hardly moved" in warning for warning in job.run(request(output="b"), host).warnings)
 
@@ -351,7 +351,7 @@ def test_the_instant_method_solves_without_a_backward_pass(host, monkeypatch):
 
 def test_a_short_loop_from_the_closed_form_is_better_than_either_alone(host):
     alone = job.run(request(method="instant", output="a"), host)
-    short = job.run(request(steps=6, output="b"), host)
+    short = job.run(request(steps=6, start="ones", output="b"), host)
     both = job.run(request(steps=6, start="closed-form", output="c"), host)
     assert both.steps == 6
     assert both.heldout_loss_end < min(alone.heldout_loss_end, short.heldout_loss_end)

@@ -7,12 +7,13 @@ import torch
 from torch import nn
 
 from lib_ziplora.lora.layer import LoraLayer
+from lib_ziplora.merge import analytic
 from lib_ziplora.merge import optimize as loop
-from lib_ziplora.merge.analytic import input_columns, recorded, solve
+from lib_ziplora.merge.analytic import Answer, each_alone, input_columns, recorded, solve
 from lib_ziplora.merge.coefficients import MergerCoefficients
 from lib_ziplora.merge.patch import attach, static_factors
 
-from .pico import PicoDenoiser, conditioning, random_lora
+from .pico import PicoDenoiser, conditioning
 from .test_optimize import world
 
 MODULES = [
@@ -54,31 +55,32 @@ def test_recording_keeps_the_first_samples_columns_and_leaves_no_hook():
     assert not any(module._forward_pre_hooks for module in denoiser.unet.modules())
 
 
-def dense_solution(layers, inputs, ridge):
-    """The same problem by a dense solver: stack every residual as a linear map of (m_c, m_s)."""
+def dense_solution(layers, inputs, ridge, strengths, weights, start):
+    """The same problem by a dense solver: stack every residual as a linear map of (m_c, m_s).
+
+    ``strengths``: for each input those of the LoRAs in its teacher; ``start``: of each LoRA.
+    """
     owners = [index for index, layer in enumerate(layers) if layer is not None]
     deltas = [layer.delta().flatten(1).double() for layer in layers if layer is not None]
     columns = deltas[0].shape[1]
     wanted = [
-        layer.delta().flatten(1).double() @ x.double().T
-        if layer is not None
-        else torch.zeros(deltas[0].shape[0], len(x)).double()
-        for layer, x in zip(layers, inputs, strict=True)
+        sum(row[owner] * delta for owner, delta in zip(owners, deltas, strict=True)) @ x.double().T
+        for row, x in zip(strengths, inputs, strict=True)
     ]
-    effects = [w.square().sum() for w in wanted]
-    known = torch.stack([effects[k] for k in owners]).mean()
+    effects = torch.stack([w.square().sum() for w in wanted])
+    effects[effects == 0] = effects[effects > 0].mean()
     rows, right = [], []
-    for k, x in enumerate(inputs):
-        weight = (effects[k] if k in owners else known).rsqrt()
+    for x, effect, weight, answer in zip(inputs, effects, weights, wanted, strict=True):
+        factor = (weight / effect).sqrt()
         system = torch.cat([torch.einsum("oj,nj->onj", delta, x.double()) for delta in deltas], dim=2)
-        rows.append(weight * system.reshape(-1, columns * len(deltas)))
-        right.append(weight * wanted[k].reshape(-1))
+        rows.append(factor * system.reshape(-1, columns * len(deltas)))
+        right.append(factor * answer.reshape(-1))
     system, right = torch.cat(rows), torch.cat(right)
     hessian = system.T @ system
     pull = ridge * hessian.diagonal().mean()
-    ones = torch.ones(len(hessian), dtype=torch.float64)
-    d = torch.linalg.solve(hessian + pull * torch.eye(len(hessian)), system.T @ (right - system @ ones))
-    return (1 + d).reshape(len(deltas), columns).float()
+    begin = torch.cat([torch.full((columns,), start[owner], dtype=torch.float64) for owner in owners])
+    d = torch.linalg.solve(hessian + pull * torch.eye(len(hessian)), system.T @ (right - system @ begin))
+    return (begin + d).reshape(len(deltas), columns).float()
 
 
 @pytest.mark.parametrize("present", [(True, True), (True, False), (False, True)])
@@ -95,15 +97,26 @@ def test_the_solution_is_the_least_squares_solution(present, kernel):
     ]
     layers = [layer if kept else None for layer, kept in zip(layers, present, strict=True)]
     columns = next(layer for layer in layers if layer).columns
-    inputs = [
-        torch.randn(50, columns, generator=generator),
-        torch.randn(70, columns, generator=generator) * 2,
-    ]
+    inputs = [torch.randn(count, columns, generator=generator) * count / 50 for count in (50, 70, 60)]
+    strengths, weights, start = [(1.0, 0.0), (0.0, 1.0), (0.9, 0.4)], [1.0, 1.0, 5.0], (0.9, 0.4)
     coefficients = MergerCoefficients.ones([{"a": layer} if layer else {} for layer in layers])
-    solve(coefficients, [{"a": [part]} for part in inputs], iterations=200, ridge=0.05)
-    expected = dense_solution(layers, inputs, 0.05)
+    coefficients.fill(start)
+    answers = [
+        Answer({"a": [part]}, row, weight)
+        for part, row, weight in zip(inputs, strengths, weights, strict=True)
+    ]
+    solve(coefficients, answers, iterations=200, ridge=0.05)
+    expected = dense_solution(layers, inputs, 0.05, strengths, weights, start)
     torch.testing.assert_close(coefficients.layers["a"].m.detach(), expected, rtol=1e-3, atol=1e-3)
-    assert (coefficients.layers["a"].m - 1).abs().max() > 0.1
+    if all(present):
+        assert (coefficients.layers["a"].m - torch.tensor(start)[:, None]).abs().max() > 0.1
+
+
+def test_each_alone_asks_for_every_lora_by_itself():
+    answers = each_alone([{"a": []}, {"b": []}, {"c": []}])
+    assert [answer.strengths for answer in answers] == [(1, 0, 0), (0, 1, 0), (0, 0, 1)]
+    assert [list(answer.recording) for answer in answers] == [["a"], ["b"], ["c"]]
+    assert {answer.weight for answer in answers} == {1.0}
 
 
 def test_columns_that_no_input_uses_stay_at_one():
@@ -111,7 +124,7 @@ def test_columns_that_no_input_uses_stay_at_one():
     x = torch.randn(30, 4)
     x[:, 2] = 0
     coefficients = MergerCoefficients.ones([{"a": layer} for layer in layers])
-    solve(coefficients, [{"a": [x]}, {"a": [x]}])
+    solve(coefficients, each_alone([{"a": [x]}, {"a": [x]}]))
     m = coefficients.layers["a"].m
     assert (m[:, 2] == 1).all() and (m[:, [0, 1, 3]] != 1).all()
 
@@ -119,7 +132,7 @@ def test_columns_that_no_input_uses_stay_at_one():
 def test_a_lora_without_effect_changes_nothing_and_makes_no_nan():
     silent = LoraLayer("a", torch.randn(2, 4), torch.zeros(5, 2), 2.0)
     coefficients = MergerCoefficients.ones([{"a": silent}, {"a": silent}])
-    solve(coefficients, [{"a": [torch.randn(9, 4)]}] * 2)
+    solve(coefficients, each_alone([{"a": [torch.randn(9, 4)]}] * 2))
     assert (coefficients.layers["a"].m == 1).all()
 
 
@@ -140,20 +153,58 @@ def test_the_objective_falls_on_samples_that_were_not_recorded():
                 part = samples[row : row + 1]
                 denoiser.predict(part.x_t, part.t, part.cond)
         recordings.append(kept)
-    solve(coefficients, recordings)
+    solve(coefficients, each_alone(recordings))
     after = loop.evaluate(denoiser, denoiser.modules(), coefficients, heldout)
     assert after < 0.8 * before
 
 
-def test_solving_can_be_interrupted_between_layers():
-    denoiser = PicoDenoiser()
-    coefficients = MergerCoefficients.ones([random_lora(denoiser, 2, 1), random_lora(denoiser, 2, 2)])
+def layer_and_inputs(generator, columns, ranks):
+    layers = [
+        LoraLayer(
+            "x",
+            torch.randn(rank, columns, generator=generator),
+            torch.randn(6, rank, generator=generator),
+            1.0,
+        )
+        for rank in ranks
+    ]
+    return layers, [torch.randn(40, columns, generator=generator) for _ in ranks]
+
+
+def test_layers_that_are_solved_side_by_side_are_solved_as_each_by_itself(monkeypatch):
+    generator = torch.Generator().manual_seed(5)
+    shapes = {"a": (8, (2, 3)), "b": (8, (2, 3)), "c": (8, (3, 3)), "d": (6, (2, 3)), "e": (8, (2, 3))}
+    made = {name: layer_and_inputs(generator, *shape) for name, shape in shapes.items()}
+    made["b"][1][0].mul_(100)
+
+    def solved(names):
+        coefficients = MergerCoefficients.ones([{n: made[n][0][k] for n in names} for k in range(2)])
+        batches = []
+        recordings = [{n: [made[n][1][k]] for n in names} for k in range(2)]
+        solve(coefficients, each_alone(recordings), on_batch=lambda: batches.append(1))
+        return {n: layer.m.detach() for n, layer in coefficients.layers.items()}, len(batches)
+
+    together, batches = solved(shapes)
+    assert batches == 3
+    for name in shapes:
+        torch.testing.assert_close(together[name], solved([name])[0][name], rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr(analytic, "BATCH_VALUES", 2 * 8 * 80)
+    smaller, batches = solved(shapes)
+    assert batches == 4
+    for name in shapes:
+        torch.testing.assert_close(smaller[name], together[name], rtol=1e-4, atol=1e-5)
+
+
+def test_solving_can_be_interrupted_between_batches():
+    layers, inputs = layer_and_inputs(torch.Generator().manual_seed(0), 8, (2, 2))
+    coefficients = MergerCoefficients.ones([{"a": layer} for layer in layers])
 
     def stop():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        solve(coefficients, [{}, {}], on_layer=stop)
+        solve(coefficients, each_alone([{"a": [x]} for x in inputs]), on_batch=stop)
+    assert (coefficients.layers["a"].m == 1).all()
 
 
 @pytest.mark.parametrize("seed", [0, 3])
@@ -165,8 +216,8 @@ def test_going_on_after_the_solution_is_exact_changes_nothing(seed):
     ]
     inputs = [{"a": [torch.randn(4, 6, generator=generator)]} for _ in range(2)]
     found = []
-    for iterations in (10, 400):
+    for iterations in (24, 400):
         coefficients = MergerCoefficients.ones([{"a": layer} for layer in layers])
-        solve(coefficients, inputs, iterations=iterations)
+        solve(coefficients, each_alone(inputs), iterations=iterations)
         found.append(coefficients.layers["a"].m.detach().clone())
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
