@@ -89,7 +89,9 @@ def test_a_real_merge_is_explained_with_its_own_figures(tmp_path):
     assert [lora.name for lora in explanation.loras] == ["dog", "ink"]
     steps = found.saved.history
     assert len(steps) == report.steps == 3
-    assert list(steps[0])[:3] == ["loss", "subject_loss", "style_loss"] and steps[0]["travel"] > 0, "the closed form has moved them before the loop"
+    assert list(steps[0])[:3] == ["loss", "subject_loss", "style_loss"] and steps[0]["travel"] > 0, (
+        "the closed form has moved them before the loop"
+    )
     assert json.loads(json.dumps(found.to_json(), allow_nan=False))["words"] == found.words
 
 
