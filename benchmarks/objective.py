@@ -28,7 +28,7 @@ from lib_ziplora.merge.optimize import Step
 
 METHODS = ("ours", "from-ones", "instant", "equation-5", "closed", "closed+20", "paper", "public")
 COLOURS = ("#2f5fe0", "#8fb1ff", "#d4af00", "#16a085", "#111111", "#8e44ad", "#e0600f", "#999999")
-MEASURED = (1, 2, 5, 10, 20, 40, 70, 100)
+MEASURED = (1, 2, 5, 10, 20, 35, 50, 75, 100)
 """Updates after which the errors are taken, beside the beginning."""
 
 
