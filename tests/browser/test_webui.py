@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Page, expect
 
+from lib_ziplora.config import MergeSettings
 from lib_ziplora.lora.file import inspect_header
 
 from .pages import STYLE, SUBJECT, Tab
@@ -66,7 +67,7 @@ def test_a_merge_from_pick_to_picture(
     expect(tab.text("subject_prompt")).to_have_value("a sks emoji")
     expect(tab.text("style_prompt")).not_to_have_value("")
     expect(tab.text("output")).to_have_value(f"{SUBJECT}_x_{STYLE}")
-    expect(tab.page.locator("#ziplora_steps input[type=number]")).to_have_value("100")
+    expect(tab.page.locator("#ziplora_steps input[type=number]")).to_have_value(str(MergeSettings().steps))
     shoot("tab")
     tab.prepare("turtle in fluent", updates=25)
     tab.press("generate")
