@@ -40,11 +40,16 @@ DEFAULT = (
 
 
 def halves() -> dict[str, list[Pair]]:
-    """``choose`` and ``report``: every other subject, with all styles; and ``all``."""
+    """``choose`` and ``report``: every other subject, with all styles; and ``all``.
+
+    ``choose-12`` has each subject of ``choose`` once, with the styles in turn.
+    """
     pairs = methods.installed_pairs()
-    chosen = set(sorted({pair.subject for pair in pairs})[::2])
+    chosen = sorted({pair.subject for pair in pairs})[::2]
+    by_subject = [[pair for pair in pairs if pair.subject == subject] for subject in chosen]
     return {
-        "choose": [pair for pair in pairs if pair.subject in chosen],
+        "choose": [pair for group in by_subject for pair in group],
+        "choose-12": [group[index % len(group)] for index, group in enumerate(by_subject)],
         "report": [pair for pair in pairs if pair.subject not in chosen],
         "all": pairs,
     }
@@ -245,7 +250,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser("python -m benchmarks.quality", description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--pairs", default="report", help="report (default), choose, all, a number, or subject:style,..."
+        "--pairs",
+        default="report",
+        help="report (default), choose, choose-12, all, a number, or subject:style,...",
     )
     parser.add_argument("--seeds", type=int, default=8, help="pictures of each pair (default 8)")
     parser.add_argument("--singles", type=int, default=2, help="pictures of each single concept (default 2)")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import methods, scoring
+from benchmarks import methods, quality, scoring
 from benchmarks.drawing import CELL, HEADER, contact_sheet, fused
 from benchmarks.minixl.data import choose_subjects, svg_of
 from benchmarks.minixl.embedding import ranks_of, split, to_input
@@ -119,3 +119,12 @@ def test_the_contact_sheet_has_a_line_for_each_method():
     image = contact_sheet({"sum": {"a:x": pictures}, "ours": {"a:x": pictures}}, ["a:x"])
     assert image.height == HEADER + 2 * (CELL + 2)
     assert image.getpixel((image.width - 12, HEADER + CELL + 2 + 4)) == (7, 7, 7)
+
+
+def test_no_subject_is_both_chosen_on_and_reported(monkeypatch):
+    pairs = [methods.Pair(subject, style) for subject in "abcdef" for style in "xyz"]
+    monkeypatch.setattr(methods, "installed_pairs", lambda: pairs)
+    halves = quality.halves()
+    assert not {pair.subject for pair in halves["choose"]} & {pair.subject for pair in halves["report"]}
+    assert sorted(halves["choose"] + halves["report"], key=lambda pair: pair.name) == pairs
+    assert [pair.name for pair in halves["choose-12"]] == ["a:x", "c:y", "e:z"]
