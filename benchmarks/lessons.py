@@ -20,7 +20,7 @@ from lib_ziplora.job.progress import Meter
 from lib_ziplora.job.teaching import Drawn, Teacher
 from lib_ziplora.lora.file import read_lora
 from lib_ziplora.lora.keys import canonical_modules
-from lib_ziplora.merge.analytic import Answer, Recording, each_alone
+from lib_ziplora.merge.analytic import Answer, Recording, each_alone, solve
 from lib_ziplora.merge.coefficients import Concept, MergerCoefficients
 from lib_ziplora.merge.optimize import Outcome, Step, evaluate, optimize
 from lib_ziplora.merge.patch import attach, static_factors
@@ -188,6 +188,15 @@ def taught_anew(at: Desk, lessons: Lessons) -> Lessons:
     return lessons.with_terms(taught)
 
 
+def begin(at: Desk, lessons: Lessons, settings: MergeSettings) -> MergerCoefficients:
+    """Where a merge's loop begins: the strengths of the lessons, or the closed form from there."""
+    start = at.ones()
+    start.fill(lessons.strengths)
+    if settings.solves:
+        solve(start, lessons.answers)
+    return start
+
+
 def learn(
     at: Desk,
     lessons: Lessons,
@@ -195,10 +204,9 @@ def learn(
     start: MergerCoefficients | None = None,
     on_step: Callable[[Step], bool] = lambda step: True,
 ) -> Outcome:
-    """The loop, from the strengths of the lessons or from given coefficients."""
+    """The loop, from where the settings begin or from given coefficients."""
     if start is None:
-        start = at.ones()
-        start.fill(lessons.strengths)
+        start = begin(at, lessons, settings)
     return optimize(at.denoiser, at.modules, start, lessons.terms, settings, on_step, lessons.weights, [FAST])
 
 

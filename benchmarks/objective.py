@@ -22,8 +22,6 @@ from benchmarks import lessons
 from benchmarks.lessons import Desk, Unseen
 from benchmarks.methods import ALIASES, ROOT, Pair, settings_of
 from lib_ziplora.config import MergeSettings
-from lib_ziplora.merge.analytic import solve
-from lib_ziplora.merge.coefficients import MergerCoefficients
 from lib_ziplora.merge.optimize import Step
 
 METHODS = ("ours", "from-ones", "instant", "equation-5", "closed", "closed+20", "paper", "public")
@@ -82,10 +80,7 @@ def curve(at: Desk, method: str, unseen: Unseen) -> list[Point]:
         return True
 
     taught = lessons.draw(at, settings)
-    coefficients: MergerCoefficients = at.ones()
-    coefficients.fill(taught.strengths)
-    if settings.solves:
-        solve(coefficients, taught.answers)
+    coefficients = lessons.begin(at, taught, settings)
     measure(0)
     if settings.updates:
         lessons.learn(at, taught, settings, coefficients, on_step)

@@ -114,16 +114,18 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     parser = argparse.ArgumentParser("python -m benchmarks.precision", description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", default=PAIRS, help="SUBJECT:STYLE,...")
     parser.add_argument("--steps", type=int, default=lessons.SETTINGS.steps, help="updates")
+    parser.add_argument("--start", default=lessons.SETTINGS.start, help="ones (default), closed-form")
+    parser.add_argument("--dtypes", default=",".join(HALF), help=f"default {','.join(HALF)}")
     parser.add_argument("--device", default="cpu", help="cuda, cuda:1, cpu")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
     args = parser.parse_args(arguments)
-    settings = replace(lessons.SETTINGS, steps=args.steps)
+    settings = replace(lessons.SETTINGS, steps=args.steps, start=args.start)
     found: list[Row] = []
     print(
         "| pair | run | mean difference | 99 % below | largest | skipped | error |\n|---|---|" + "---:|" * 5
     )
     for name in args.pairs.split(","):
-        for row in rows(Pair(*name.split(":")), settings, device=args.device):
+        for row in rows(Pair(*name.split(":")), settings, args.dtypes.split(","), args.device):
             found.append(row)
             cells = [f"{value:.3f}" for value in (row.mean, row.p99, row.largest)]
             print(
