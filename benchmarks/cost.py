@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.dense import dense_student
 from lib_ziplora.config import LoraInput, MergeSettings
 from lib_ziplora.denoiser import Conditioning
 from lib_ziplora.job.progress import lora_units
@@ -135,7 +134,7 @@ def public_script_step(
 
     def step() -> None:
         for _ in concepts:
-            with _dense_weights(modules, deltas, vectors):
+            with dense_student(modules, deltas, vectors):
                 denoiser.predict(x_t, t, cond).square().mean().backward()
         for layers in concepts:
             teacher = {name: static_factors(layer, "meta", torch.float32) for name, layer in layers.items()}
@@ -147,30 +146,6 @@ def public_script_step(
 
 def _dense(layer: LoraLayer) -> Tensor:
     return torch.empty(layer.out_features, layer.columns, device="meta")
-
-
-@contextmanager
-def _dense_weights(
-    modules: Mapping[str, nn.Module],
-    deltas: Mapping[str, Sequence[Tensor]],
-    vectors: Mapping[str, Sequence[Tensor]],
-) -> Iterator[None]:
-    """Linear layers beside which a dense dW_c diag(m_c) + dW_s diag(m_s) works, made in every forward."""
-
-    def forward(name: str, module: nn.Module) -> Callable[[Tensor], Tensor]:
-        def with_merged_weight(x: Tensor) -> Tensor:
-            delta = sum(d * m for d, m in zip(deltas[name], vectors[name], strict=True))
-            return F.linear(x, module.weight, module.bias) + F.linear(x, delta)
-
-        return with_merged_weight
-
-    try:
-        for name, module in modules.items():
-            module.forward = forward(name, module)
-        yield
-    finally:
-        for module in modules.values():
-            del module.forward
 
 
 def values_held(concepts: Sequence[Mapping[str, LoraLayer]]) -> int:

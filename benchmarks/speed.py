@@ -14,17 +14,16 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks import lessons
+from benchmarks.dense import dense_student
 from benchmarks.lessons import Desk, Lessons
 from benchmarks.memory import machine
 from benchmarks.methods import Pair
@@ -95,7 +94,7 @@ class PublicScript:
         loss = self.similarity() * self.settings.similarity_lambda
         for term, row, share in draws:
             one = self.samples[term][row : row + 1]
-            with student(self.at.modules, self.deltas, self.vectors):
+            with dense_student(self.at.modules, self.deltas, self.vectors):
                 output = self.at.denoiser.predict(one.x_t, one.t, one.cond)
             target = self.teacher(self.at.concepts[term], one)
             loss = loss + share * error(self.settings.objective, output, target, one.scale)
@@ -116,30 +115,6 @@ class PublicScript:
         """Mean |m_a * m_b|."""
         products = [(a * b).abs() for a, b in self.vectors.values()]
         return torch.cat(products).mean()
-
-
-@contextmanager
-def student(
-    modules: Mapping[str, nn.Module],
-    deltas: Mapping[str, Sequence[Tensor]],
-    vectors: Mapping[str, Sequence[Tensor]],
-) -> Iterator[None]:
-    """A dense dW_c diag(m_c) + dW_s diag(m_s) beside every layer's own weight, made in every forward."""
-
-    def forward(name: str, module: nn.Module) -> Callable[[Tensor], Tensor]:
-        def with_merged_weight(x: Tensor) -> Tensor:
-            delta = sum(d * m for d, m in zip(deltas[name], vectors[name], strict=True))
-            return F.linear(x, module.weight, module.bias) + F.linear(x, delta)
-
-        return with_merged_weight
-
-    try:
-        for name, module in modules.items():
-            module.forward = forward(name, module)
-        yield
-    finally:
-        for module in modules.values():
-            del module.forward
 
 
 def timed(work: Callable[[], Tensor]) -> tuple[Tensor, float]:
