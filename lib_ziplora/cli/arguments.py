@@ -84,6 +84,10 @@ the overlap of a layer is the mean |cosine| between the same columns of the two 
 delta weights: 0 when they use different columns, 1 when they pull in the same direction.
 """
 
+INSPECT_DESCRIPTION = "Show what is in a LoRA file, or where two overlap."
+
+SERVE_DESCRIPTION = "Serve the tab as a page in the browser, from this machine alone."
+
 SERVE_EPILOG = """\
 example:
   python -m lib_ziplora serve --checkpoint benchmarks/minixl/model --lora-dir benchmarks/minixl/loras
@@ -121,34 +125,33 @@ def parser() -> argparse.ArgumentParser:
     matrix.add_output(one)
     _add_card(one)
     _add_loras_and_settings(one)
-    one = command(
-        "inspect", "Show what is in a LoRA file, or where two overlap.", INSPECT_EPILOG, commands.inspect
-    )
+    _add_inspect(command("inspect", INSPECT_DESCRIPTION, INSPECT_EPILOG, commands.inspect))
+    _add_serve(command("serve", SERVE_DESCRIPTION, SERVE_EPILOG, commands.serve))
+    return top
+
+
+def _add_inspect(one: argparse.ArgumentParser) -> None:
     one.add_argument("files", nargs="+", type=Path, metavar="FILE", help="one LoRA file, or two to compare")
     one.add_argument("--layers", action="store_true", help="list every layer (one file)")
     one.add_argument("--json", action="store_true", help="print JSON instead of text")
-    page = command(
-        "serve",
-        "Serve the tab as a page in the browser, from this machine alone.",
-        SERVE_EPILOG,
-        commands.serve,
-    )
-    _add_host(page)
-    page.add_argument(
+
+
+def _add_serve(one: argparse.ArgumentParser) -> None:
+    _add_host(one)
+    one.add_argument(
         "--host", default="127.0.0.1", help="network interface (default %(default)s: this machine only)"
     )
-    page.add_argument("--port", type=int, help="default: the first free one from 7860 on")
-    page.add_argument(
+    one.add_argument("--port", type=int, help="default: the first free one from 7860 on")
+    one.add_argument(
         "--api", action="store_true", help="answer the REST API too, at /ziplora/v1 (see docs/api.md)"
     )
-    page.add_argument(
+    one.add_argument(
         "--pictures",
         type=Path,
         metavar="DIR",
         help="where Compare saves what it draws (default: ziplora-pictures in the first --lora-dir)",
     )
-    page.add_argument("--open", action="store_true", help="open the page in the default browser")
-    return top
+    one.add_argument("--open", action="store_true", help="open the page in the default browser")
 
 
 def _add_host(one: argparse.ArgumentParser) -> None:
