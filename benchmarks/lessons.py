@@ -141,8 +141,8 @@ def draw(at: Desk, settings: MergeSettings = SETTINGS, strengths: Sequence[float
     both, recording = None, {}
     if settings.combines:
         both, recording = teacher.combined(at.concepts, strengths, conditions)
-    weight = settings.combined_weight
-    return Lessons(drawn, both, recording, tuple(strengths), weight, 1.0 if settings.updates else weight)
+    weights = settings.combined_weight, settings.answer_weight
+    return Lessons(drawn, both, recording, tuple(strengths), *weights)
 
 
 @dataclass(frozen=True)

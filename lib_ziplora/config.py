@@ -226,8 +226,18 @@ class MergeSettings:
 
     @property
     def balances(self) -> bool:
-        """Whether the strengths for the combined prompt are to be found; for instant that would take too long."""
-        return self.balance > 0 and (self.method == "balanced" or bool(self.updates and self.combines))
+        """Whether the strengths for the combined prompt are to be found."""
+        return self.weighs and (self.combines or self.method == "balanced")
+
+    @property
+    def weighs(self) -> bool:
+        """Whether a combined prompt, where there is one, is weighed; for instant that would take too long."""
+        return self.balance > 0 and self.wants_combined and self.method != "instant"
+
+    @property
+    def answer_weight(self) -> float:
+        """The combined prompt's weight in the closed form: as each LoRA's, where the loop goes on with its own."""
+        return 1.0 if self.updates else self.combined_weight
 
     @property
     def text_roles(self) -> tuple[Role, ...]:

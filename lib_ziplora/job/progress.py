@@ -72,7 +72,7 @@ def units_of(request: MergeRequest) -> int:
     samples = sum(lora_units(settings, lora) for lora in request.loras)
     if together and settings.learns:
         samples += combined_units(settings)
-    if together and settings.balance > 0 and settings.method != "instant":
+    if together and settings.weighs:
         samples += balancing_units(settings, loras)
     return loras + samples + update_units(loras) * settings.updates
 

@@ -145,10 +145,7 @@ def _lessons(
     text_deltas: TextDeltas,
     settings: MergeSettings,
 ) -> _Lessons:
-    """Draw what each LoRA draws by itself, and what they draw together.
-
-    The closed form is given all answers alike where a loop goes on from it with the objective's weights.
-    """
+    """Draw what each LoRA draws by itself, and what they draw together."""
     conditions = teacher.conditioning(chosen, text_deltas)
     drawn = [
         teacher.samples(layers, lora, conditions, index)
@@ -161,8 +158,7 @@ def _lessons(
     if settings.combines:
         both, recording = teacher.combined(concepts, balance.strengths, conditions)
         terms.append(_Term("combined", both, settings.combined_weight))
-        weight = 1.0 if settings.updates else settings.combined_weight
-        answers.append(Answer(recording, balance.strengths, weight))
+        answers.append(Answer(recording, balance.strengths, settings.answer_weight))
     return _Lessons(terms, answers, [part.heldout for part in drawn], balance)
 
 
