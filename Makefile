@@ -30,7 +30,7 @@ check: $(STAMP) ## lint, formatting, types, and who may import whom
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(PY) -m pytest -q tests/test_rooms.py
+	$(VENV)/bin/lint-imports
 
 format: $(STAMP) ## rewrite the code in the project's format
 	$(PY) -m ruff check --fix .

@@ -1,6 +1,6 @@
 """Activations that the backward pass needs, counted on the meta device, block by block.
 
-The table ``lib_ziplora.merge.footprint.SDXL`` is made of these counts: ``python -m benchmarks.activations``.
+The table ``lib_ziplora.training.footprint.SDXL`` is made of these counts: ``python -m benchmarks.activations``.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from benchmarks.cost import MetaDenoiser, attention_only, lora
 from lib_ziplora.denoiser import Conditioning
-from lib_ziplora.lora.keys import canonical_modules
+from lib_ziplora.lora.formats.keys import canonical_modules
 from lib_ziplora.lora.layer import LoraLayer
-from lib_ziplora.merge.coefficients import MergerCoefficients
-from lib_ziplora.merge.patch import attach
-from lib_ziplora.merge.plans import in_order_of_worth
+from lib_ziplora.ziplora.coefficients import MergerCoefficients
+from lib_ziplora.ziplora.hooks import attach
+from lib_ziplora.ziplora.plans import in_order_of_worth
 
 OUTSIDE = -1
 """The place of what is saved outside of every block."""

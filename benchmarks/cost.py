@@ -21,14 +21,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.dense import dense_student
 from lib_ziplora.config import LoraInput, MergeSettings
 from lib_ziplora.denoiser import Conditioning
-from lib_ziplora.job.progress import lora_units
-from lib_ziplora.lora.keys import canonical_modules
+from lib_ziplora.lora.formats.keys import canonical_modules
 from lib_ziplora.lora.layer import LoraLayer
-from lib_ziplora.merge.coefficients import MergerCoefficients
-from lib_ziplora.merge.loss import relative_error, similarity
-from lib_ziplora.merge.patch import attach, static_factors
-from lib_ziplora.merge.plans import Plan
-from lib_ziplora.merge.stepping import student
+from lib_ziplora.progress import lora_units
+from lib_ziplora.ziplora.coefficients import MergerCoefficients
+from lib_ziplora.ziplora.hooks import attach, static_factors
+from lib_ziplora.ziplora.objective import relative_error, similarity
+from lib_ziplora.ziplora.plans import Plan
+from lib_ziplora.ziplora.stepping import student
 
 SDXL_UNET = {
     "sample_size": 128,

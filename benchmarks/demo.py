@@ -22,9 +22,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from lib_ziplora import cli
 from lib_ziplora.hosts.standalone import StandaloneHost
-from lib_ziplora.lora.file import read_lora
-from lib_ziplora.lora.keys import canonical_modules
-from lib_ziplora.merge.patch import attach, static_factors
+from lib_ziplora.lora.formats.keys import canonical_modules
+from lib_ziplora.lora.io.read import read_lora
+from lib_ziplora.ziplora.hooks import attach, static_factors
 
 ROOT = Path(__file__).resolve().parent.parent
 MINIXL = ROOT / "benchmarks" / "minixl"

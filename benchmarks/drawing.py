@@ -15,8 +15,8 @@ from matplotlib import get_data_path
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
-from lib_ziplora.lora.file import read_lora
-from lib_ziplora.lora.keys import canonical_modules
+from lib_ziplora.lora.formats.keys import canonical_modules
+from lib_ziplora.lora.io.read import read_lora
 from lib_ziplora.lora.layer import LoraLayer
 
 SIZE, STEPS, GUIDANCE, BATCH = 128, 12, 3.5, 8

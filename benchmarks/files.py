@@ -33,7 +33,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lib_ziplora.lora.algebra import merge_layers
-from lib_ziplora.lora.file import mapped, merged_metadata, read_loras, write_lora
+from lib_ziplora.lora.io.metadata import merged_metadata
+from lib_ziplora.lora.io.placing import mapped
+from lib_ziplora.lora.io.read import read_loras
+from lib_ziplora.lora.io.write import write_lora
 from tests.lora.sdxl_names import Module, canonical, text_modules, unet_modules
 
 INPUTS = ("subject.safetensors", "style.safetensors")

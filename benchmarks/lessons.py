@@ -16,16 +16,16 @@ from lib_ziplora.denoiser import Conditioning as Conditioning
 from lib_ziplora.denoiser import Denoiser
 from lib_ziplora.hosts import Session
 from lib_ziplora.hosts.standalone import StandaloneHost
-from lib_ziplora.job.progress import Meter
-from lib_ziplora.job.teaching import Drawn, Teacher
-from lib_ziplora.lora.file import read_lora
-from lib_ziplora.lora.keys import canonical_modules
-from lib_ziplora.merge.analytic import Answer, Recording, each_alone, solve
-from lib_ziplora.merge.coefficients import Concept, MergerCoefficients
-from lib_ziplora.merge.optimize import Outcome, Step, evaluate, optimize
-from lib_ziplora.merge.patch import attach, static_factors
-from lib_ziplora.merge.plans import Plan
-from lib_ziplora.merge.samples import Samples
+from lib_ziplora.lora.formats.keys import canonical_modules
+from lib_ziplora.lora.io.read import read_lora
+from lib_ziplora.progress import Meter
+from lib_ziplora.training.target_samples import Drawn, Teacher
+from lib_ziplora.ziplora.closed_form import Answer, Recording, each_alone, solve
+from lib_ziplora.ziplora.coefficients import Concept, MergerCoefficients
+from lib_ziplora.ziplora.hooks import attach, static_factors
+from lib_ziplora.ziplora.plans import Plan
+from lib_ziplora.ziplora.samples import Samples
+from lib_ziplora.ziplora.train import Outcome, Step, evaluate, optimize
 
 MODEL = ROOT / "benchmarks" / "minixl" / "model"
 COMBINED_PROMPT = "a sks emoji in szn style"

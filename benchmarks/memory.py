@@ -24,15 +24,15 @@ from benchmarks.cost import SDXL_UNET, attention_only
 from lib_ziplora.config import LoraInput, MergeSettings
 from lib_ziplora.denoiser import Conditioning
 from lib_ziplora.hosts import Progress
-from lib_ziplora.job.progress import Meter
-from lib_ziplora.job.training import learn
-from lib_ziplora.lora.keys import canonical_modules
+from lib_ziplora.lora.formats.keys import canonical_modules
 from lib_ziplora.lora.layer import LoraLayer
-from lib_ziplora.merge.coefficients import Concept, MergerCoefficients
-from lib_ziplora.merge.footprint import estimate_memory
-from lib_ziplora.merge.optimize import optimize
-from lib_ziplora.merge.plans import Plan, plans
-from lib_ziplora.merge.samples import Samples
+from lib_ziplora.progress import Meter
+from lib_ziplora.training.footprint import estimate_memory
+from lib_ziplora.training.run import learn
+from lib_ziplora.ziplora.coefficients import Concept, MergerCoefficients
+from lib_ziplora.ziplora.plans import Plan, plans
+from lib_ziplora.ziplora.samples import Samples
+from lib_ziplora.ziplora.train import optimize
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 TINY_UNET = {

@@ -15,15 +15,16 @@ from pathlib import Path
 
 import torch
 
-from lib_ziplora import job
 from lib_ziplora.config import LoraInput, MergeRequest, MergeSettings, settings_from
 from lib_ziplora.hosts.standalone import StandaloneHost
-from lib_ziplora.job import ReexportRequest
 from lib_ziplora.lora.algebra import merge_layers
-from lib_ziplora.lora.file import read_lora, write_lora
+from lib_ziplora.lora.io.read import read_lora
+from lib_ziplora.lora.io.write import write_lora
 from lib_ziplora.lora.layer import LoraLayer
 from lib_ziplora.lora.lowrank import EXACT, from_dense
-from lib_ziplora.merge.baseline import null_space_projection
+from lib_ziplora.pipeline.merge import run
+from lib_ziplora.pipeline.reexport import ReexportRequest, reexport
+from lib_ziplora.ziplora.baseline import null_space_projection
 
 ROOT = Path(__file__).resolve().parent.parent
 LORAS = (ROOT / "benchmarks" / "minixl" / "loras", ROOT / "out" / "minixl-loras")
@@ -143,7 +144,7 @@ def merge(method: str, pair: Pair, host: StandaloneHost, folder: Path) -> Merged
         weights = [float(weight) for weight in spec.split(":")[1:]]
         inputs = replace(inputs[0], weight=weights[0]), replace(inputs[1], weight=weights[1])
         spec = "direct"
-    report = job.run(MergeRequest.pair(*inputs, str(target), True, settings_of(spec)), host).to_json()
+    report = run(MergeRequest.pair(*inputs, str(target), True, settings_of(spec)), host).to_json()
     kept = ("subject_share", "heldout_loss_start", "heldout_loss_end", "mean_travel", "similarity_end")
     figures = {name: report[name] for name in kept if isinstance(report.get(name), float)}
     return Merged(target, time.monotonic() - started, figures)
@@ -157,7 +158,7 @@ def _at_strengths(method: str, spec: str, pair: Pair, host: StandaloneHost, fold
         merge(other, pair, host, folder)
     target = _target(method, folder)
     weights = {"subject_weights": (float(subject),), "style_weights": (float(style),)}
-    job.reexport(ReexportRequest(str(made), str(target), True, **weights), host)
+    reexport(ReexportRequest(str(made), str(target), True, **weights), host)
     return Merged(target, 0.0)
 
 

@@ -22,7 +22,7 @@ from benchmarks import lessons
 from benchmarks.lessons import Desk, Unseen
 from benchmarks.methods import ALIASES, ROOT, Pair, settings_of
 from lib_ziplora.config import MergeSettings
-from lib_ziplora.merge.optimize import Step
+from lib_ziplora.ziplora.train import Step
 
 METHODS = ("ours", "from-ones", "instant", "equation-5", "closed", "closed+20", "paper", "public")
 COLOURS = ("#2f5fe0", "#8fb1ff", "#d4af00", "#16a085", "#111111", "#8e44ad", "#e0600f", "#999999")

@@ -27,8 +27,8 @@ from benchmarks import lessons
 from benchmarks.lessons import Lessons
 from benchmarks.methods import Pair
 from lib_ziplora.config import MergeSettings
-from lib_ziplora.merge.coefficients import MergerCoefficients
-from lib_ziplora.merge.optimize import evaluate
+from lib_ziplora.ziplora.coefficients import MergerCoefficients
+from lib_ziplora.ziplora.train import evaluate
 
 PAIRS = "turtle:fluent-emoji,crown:emojione-monotone"
 HALF = ("fp16", "bf16")

@@ -28,10 +28,10 @@ from benchmarks.lessons import Desk, Lessons
 from benchmarks.memory import machine
 from benchmarks.methods import Pair
 from lib_ziplora.config import MergeSettings
-from lib_ziplora.merge.coefficients import Concept
-from lib_ziplora.merge.loss import error
-from lib_ziplora.merge.patch import attach, static_factors
-from lib_ziplora.merge.stepping import Draw, drawings
+from lib_ziplora.ziplora.coefficients import Concept
+from lib_ziplora.ziplora.hooks import attach, static_factors
+from lib_ziplora.ziplora.objective import error
+from lib_ziplora.ziplora.stepping import Draw, drawings
 
 EQUATION_5 = replace(lessons.SETTINGS, combined_weight=0.0, balance=0.0)
 """The paper's objective, two errors and a similarity: the public script has no other."""

@@ -22,10 +22,10 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from lib_ziplora.lora.file import write_lora
-from lib_ziplora.lora.keys import canonical_modules
+from lib_ziplora.lora.formats.keys import canonical_modules
+from lib_ziplora.lora.io.write import write_lora
 from lib_ziplora.lora.layer import LoraLayer
-from lib_ziplora.merge.patch import attach
+from lib_ziplora.ziplora.hooks import attach
 
 from . import parallel
 from .choice import (

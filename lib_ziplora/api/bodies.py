@@ -7,7 +7,7 @@ from typing import Any
 
 from ..config import ROLES, LoraInput, MergeRequest, Role, setting_fields
 from ..errors import ConfigError
-from ..job import ReexportRequest
+from ..pipeline.reexport import ReexportRequest
 from .fields import (
     Schema,
     name_of,

@@ -9,8 +9,9 @@ from typing import Any
 from ..config import ROLES, LoraInput, Role
 from ..errors import ConfigError, OutputError
 from ..hosts import Sampler
-from ..job import CompareRequest, MatrixRequest
-from ..job.comparison import (
+from ..jobs.service import CompareTask, MatrixTask
+from ..names import validate_name
+from ..pictures.comparison import (
     LARGEST_GUIDANCE,
     LARGEST_SEED,
     LARGEST_SIDE,
@@ -18,10 +19,9 @@ from ..job.comparison import (
     MOST_SEEDS,
     MOST_STEPS,
     SIDE_STEP,
+    CompareRequest,
 )
-from ..job.matrix import NAMES
-from ..job.requests import CompareTask, MatrixTask
-from ..names import validate_name
+from ..pipeline.matrix import NAMES, MatrixRequest
 from .bodies import LORA_FIELDS, MERGED, OUTPUT_FIELDS, lora_of, settings_schema
 from .fields import Schema, object_schema, refuse_unknown, settings_of, typed, value_of
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from ..job.overlap import KINDS
+from ..lora.blocks import KINDS
 
 
 class Problem(BaseModel):

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from fastapi import HTTPException
 
 from ..errors import ConfigError, HostError, OutputError, ZipLoraError
-from ..job.queue import JobStateError, QueueFullError
+from ..jobs.queue import JobStateError, QueueFullError
 
 STATUS: Sequence[tuple[type[ZipLoraError], int]] = (
     (ConfigError, 422),

@@ -10,12 +10,17 @@ from typing import Any
 from fastapi import APIRouter, Depends, FastAPI, HTTPException
 from starlette.responses import JSONResponse
 
-from .. import job, overview
 from ..errors import ZipLoraError
 from ..hosts import Draws, Host, Sampler, ServesApi
-from ..job.queue import Job, JobQueue
-from ..job.requests import Request, names_of
+from ..jobs.queue import REMEMBERED, Job, JobQueue
+from ..jobs.service import Request, names_of
+from ..library import overview
+from ..library.catalog import catalog
+from ..library.json_store import data_folder
+from ..library.timing import Pace
 from ..origins import AllowedOrigins
+from ..pipeline.preflight import preflight
+from ..report.document import document
 from . import models, views
 from .bodies import (
     explain_request,
@@ -86,7 +91,7 @@ class _Desk:
 
     def __init__(self, host: Host) -> None:
         self.host = host
-        self.pace = job.Pace(job.data_folder(host))
+        self.pace = Pace(data_folder(host))
         self.queue = JobQueue(host, wording=self._wording, on_merged=self.pace.note)
         self._reading = threading.Lock()
 
@@ -115,7 +120,7 @@ class _Desk:
             for one in request.loras:
                 self._require_installed(one.lora)
             with self._reading:
-                found = job.preflight(request, self.host)
+                found = preflight(request, self.host)
         seconds = None if found.problems else self.pace.seconds(request, self.host)
         return views.check_view(found, seconds, views.folders_of(self.host, [request.output]))
 
@@ -125,7 +130,7 @@ class _Desk:
             name = explain_request(body)
             self._require_installed(name)
             with self._reading:
-                found = job.document(self.host, name)
+                found = document(self.host, name)
         return views.explanation_view(found)
 
     def reexport(self, body: dict[str, Any] = BODY) -> models.Queued:
@@ -189,7 +194,7 @@ class _Desk:
 
     def loras(self) -> list[models.LoraView]:
         """Every installed LoRA: base model, rank, layers, a prompt, and whether it can be merged."""
-        return views.lora_views(job.catalog(self.host))
+        return views.lora_views(catalog(self.host))
 
     def inspect(self, body: dict[str, Any] = BODY) -> dict[str, Any]:
         """What is in a LoRA file; with ``other``, where the two overlap.
@@ -221,7 +226,7 @@ class _Desk:
         found = self.queue.get(job_id)
         if found is None:
             raise HTTPException(
-                404, f"There is no job {job_id!r:.60} (the last {job.REMEMBERED} are remembered)."
+                404, f"There is no job {job_id!r:.60} (the last {REMEMBERED} are remembered)."
             )
         return found
 

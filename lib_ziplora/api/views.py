@@ -13,10 +13,15 @@ from typing import Any
 from ..config import LoraInput, setting_defaults, setting_fields
 from ..errors import OutputError
 from ..hosts import Host, Progress
-from ..job import CatalogEntry, Cell, Document, MergeReport, Overlap, Preflight, ReexportRequest
-from ..job.document import finite
-from ..job.queue import Job
-from ..job.requests import CompareTask, MatrixTask, Pictures, Request
+from ..jobs.queue import Job
+from ..jobs.service import CompareTask, MatrixTask, Pictures, Request
+from ..library.catalog import CatalogEntry
+from ..pipeline.matrix import Cell
+from ..pipeline.overlap import Overlap
+from ..pipeline.preflight import Preflight
+from ..pipeline.reexport import ReexportRequest
+from ..report.document import Document, finite
+from ..report.report import MergeReport
 from .fields import TYPE_NAMES
 from .models import (
     CheckView,

@@ -8,10 +8,18 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from .. import job, overview
 from ..config import MergeRequest
 from ..errors import ConfigError, OutputError
 from ..hosts.standalone import SUFFIX, StandaloneHost
+from ..library import overview
+from ..library.card import card_path, with_card
+from ..library.json_store import data_folder
+from ..library.timing import Pace
+from ..pipeline import merge as pipeline
+from ..pipeline import reexport as reexporting
+from ..pipeline.reexport import ReexportRequest
+from ..report.document import document
+from ..report.report import MergeReport
 from . import compare, looking, matrix
 from .terminal import ProgressBar, ctrl_c_interrupts
 
@@ -24,9 +32,9 @@ def merge(args: argparse.Namespace) -> int:
     """``merge``: run the job and print where the file is."""
     request: MergeRequest = args.request
 
-    def run(host: StandaloneHost, bar: ProgressBar) -> job.MergeReport:
-        report = job.run(request, host, bar)
-        job.Pace(job.data_folder(host)).note(request, report)
+    def run(host: StandaloneHost, bar: ProgressBar) -> MergeReport:
+        report = pipeline.run(request, host, bar)
+        Pace(data_folder(host)).note(request, report)
         return report
 
     return _write(args, run)
@@ -34,8 +42,8 @@ def merge(args: argparse.Namespace) -> int:
 
 def reexport(args: argparse.Namespace) -> int:
     """``re-export``: write a merge again and print where the file is."""
-    request: job.ReexportRequest = args.request
-    return _write(args, lambda host, bar: job.reexport(request, host, bar))
+    request: ReexportRequest = args.request
+    return _write(args, lambda host, bar: reexporting.reexport(request, host, bar))
 
 
 def check(args: argparse.Namespace) -> int:
@@ -45,7 +53,7 @@ def check(args: argparse.Namespace) -> int:
 
 def explain(args: argparse.Namespace) -> int:
     """``explain``: print what a merge did."""
-    found = job.document(_host(args), args.merged)
+    found = document(_host(args), args.merged)
     looking.show_explanation(found, args.output, replace=args.force, as_json=args.json)
     return OK
 
@@ -63,7 +71,7 @@ def run_matrix(args: argparse.Namespace) -> int:
     return matrix.run(args, _host(args))
 
 
-def _write(args: argparse.Namespace, run: Callable[[StandaloneHost, ProgressBar], job.MergeReport]) -> int:
+def _write(args: argparse.Namespace, run: Callable[[StandaloneHost, ProgressBar], MergeReport]) -> int:
     host = _host(args)
     if args.report:
         _check_report(args.report)
@@ -74,7 +82,7 @@ def _write(args: argparse.Namespace, run: Callable[[StandaloneHost, ProgressBar]
         with host.exclusive(), ctrl_c_interrupts(host):
             report = run(host, bar)
         if args.card:
-            report = job.with_card(report, host)
+            report = with_card(report, host)
     finally:
         bar.close()
     for warning in report.warnings:
@@ -160,13 +168,13 @@ def _check_report(path: Path) -> None:
 
 def _require_no_card(path: Path, output: Path) -> None:
     """Refuse a report where the card of the merge goes."""
-    if path.absolute() == job.card_path(output).absolute():
+    if path.absolute() == card_path(output).absolute():
         raise OutputError(
             f"The report {path} would replace the card of {output.name}; give it another name, or --no-card."
         )
 
 
-def _write_report(path: Path, report: job.MergeReport) -> None:
+def _write_report(path: Path, report: MergeReport) -> None:
     try:
         path.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
     except OSError as error:

@@ -6,10 +6,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from .. import job
 from ..errors import OutputError
 from ..hosts import Sampler
 from ..hosts.standalone import StandaloneHost
+from ..library.card import write_preview
+from ..pictures.compare import compare, save_sheet
+from ..pictures.comparison import CompareRequest
 from .terminal import ProgressBar, ctrl_c_interrupts
 
 ENDING = ".png"
@@ -63,14 +65,14 @@ def add_arguments(one: argparse.ArgumentParser) -> None:
     )
 
 
-def compare_from(args: argparse.Namespace) -> job.CompareRequest:
+def compare_from(args: argparse.Namespace) -> CompareRequest:
     """The comparison that the arguments ask for.
 
     Raises:
         ConfigError: a value outside its range.
     """
     how = (args.sampler, args.steps, args.guidance_scale, args.width, args.height, args.negative_prompt)
-    return job.CompareRequest(args.source, tuple(args.prompt), args.seeds, args.seed, Sampler(*how))
+    return CompareRequest(args.source, tuple(args.prompt), args.seeds, args.seed, Sampler(*how))
 
 
 def run(args: argparse.Namespace, host: StandaloneHost) -> None:
@@ -83,16 +85,16 @@ def run(args: argparse.Namespace, host: StandaloneHost) -> None:
     bar = ProgressBar()
     try:
         with host.exclusive(), ctrl_c_interrupts(host):
-            done = job.compare(args.request, host, bar)
+            done = compare(args.request, host, bar)
     finally:
         bar.close()
-    job.save_sheet(done, args.output, args.force)
+    save_sheet(done, args.output, args.force)
     print(args.output)
     if done.stopped:
         print(f"warning: {done.stopped}", file=sys.stderr)
     best = done.best_preview()
     if args.preview and best is not None:
-        print(job.write_preview(args.request.merged, host, best))
+        print(write_preview(args.request.merged, host, best))
 
 
 def _check_sheet(path: Path, replace: bool) -> None:

@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .. import job
 from ..config import MergeRequest
 from ..errors import OutputError
-from ..job.document import Document
-from ..job.overlap import Overlap
-from ..job.page import page
+from ..library.json_store import data_folder
+from ..library.timing import Pace
+from ..pipeline.overlap import Overlap
+from ..pipeline.preflight import Preflight, preflight
+from ..report.document import Document
+from ..report.html import page
 
 DESCRIPTIONS = {
     "check": """\
@@ -53,7 +55,7 @@ def add_explain(one: argparse.ArgumentParser) -> None:
     one.add_argument("--json", action="store_true", help="print JSON instead of text")
 
 
-def check_text(found: job.Preflight, seconds: float | None) -> Iterator[str]:
+def check_text(found: Preflight, seconds: float | None) -> Iterator[str]:
     """``check`` for people, line by line."""
     yield " + ".join(found.names)
     for sentence in found.problems:
@@ -78,7 +80,7 @@ def check_text(found: job.Preflight, seconds: float | None) -> Iterator[str]:
         yield from _table(found.overlap.blocks, found.overlap.kinds, found.overlap.places)
 
 
-def check_json(found: job.Preflight, seconds: float | None) -> dict[str, Any]:
+def check_json(found: Preflight, seconds: float | None) -> dict[str, Any]:
     """``check`` as plain data."""
     return {
         "names": list(found.names),
@@ -130,8 +132,8 @@ def _cell(value: float | None, width: int) -> str:
 
 def show_check(request: MergeRequest, host: Any, *, as_json: bool) -> bool:
     """Print what a look at a merge has found; whether nothing speaks against it."""
-    found = job.preflight(request, host)
-    seconds = None if found.problems else job.Pace(job.data_folder(host)).seconds(request, host)
+    found = preflight(request, host)
+    seconds = None if found.problems else Pace(data_folder(host)).seconds(request, host)
     if as_json:
         print(json.dumps(check_json(found, seconds), indent=2))
     else:

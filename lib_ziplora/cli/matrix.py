@@ -9,11 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .. import job
 from ..config import ROLES, LoraInput, setting_defaults, settings_from
 from ..errors import ConfigError, OutputError, ZipLoraError
-from ..job.matrix import NAMES, Cell, Finish, plan
-from ..job.matrix_sheet import draw_sheet
+from ..library.card import with_card
+from ..library.json_store import data_folder
+from ..library.timing import Pace
+from ..pictures.matrix_sheet import draw_sheet
+from ..pipeline.matrix import NAMES, Cell, Finish, MatrixRequest, check_matrix, plan, run_matrix
 from .requests import inputs_of
 from .terminal import ProgressBar, ctrl_c_interrupts
 
@@ -52,7 +54,7 @@ def add_output(one: argparse.ArgumentParser) -> None:
     one.add_argument("--report", type=Path, metavar="FILE.json", help="write how every pair has ended")
 
 
-def matrix_from(args: argparse.Namespace) -> job.MatrixRequest:
+def matrix_from(args: argparse.Namespace) -> MatrixRequest:
     """The matrix that the arguments ask for.
 
     Raises:
@@ -62,22 +64,22 @@ def matrix_from(args: argparse.Namespace) -> job.MatrixRequest:
     settings = settings_from({name: getattr(args, name) for name in setting_defaults()})
     if args.sheet and args.sheet.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise ConfigError(f"The sheet {args.sheet} needs a name that ends in .png, .jpg or .webp.")
-    return job.MatrixRequest(
+    return MatrixRequest(
         loras["subject"], loras["style"], args.output, args.force, settings, args.report_beside
     )
 
 
 def run(args: argparse.Namespace, host: Any) -> int:
     """Merge every pair and print how each has ended."""
-    matrix: job.MatrixRequest = args.request
+    matrix: MatrixRequest = args.request
     bar = ProgressBar()
     try:
         with host.exclusive(), ctrl_c_interrupts(host):
-            job.check_matrix(matrix, host)
+            check_matrix(matrix, host)
             for cell in plan(matrix, host):
                 if cell.state == "refused":
                     print(f"warning: {cell.request.output}: {cell.sentence}", file=sys.stderr)
-            cells = job.run_matrix(matrix, host, bar, partial(_note, host), _finish(args.card))
+            cells = run_matrix(matrix, host, bar, partial(_note, host), _finish(args.card))
             stopped = host.interrupted()
             if args.sheet and not stopped:
                 _draw(args.sheet, cells, host, bar)
@@ -95,12 +97,12 @@ def run(args: argparse.Namespace, host: Any) -> int:
 def _note(host: Any, cell: Cell) -> None:
     """Remember how long a merge took."""
     if cell.report is not None:
-        job.Pace(job.data_folder(host)).note(cell.request, cell.report)
+        Pace(data_folder(host)).note(cell.request, cell.report)
 
 
 def _finish(card: bool) -> Finish:
     """What is done with a merge that is written."""
-    return job.with_card if card else lambda report, _host: report
+    return with_card if card else lambda report, _host: report
 
 
 def _line(cell: Cell) -> str:

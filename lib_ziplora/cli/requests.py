@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from ..config import ROLES, LoraInput, MergeRequest, Role, setting_defaults, settings_from
 from ..errors import ConfigError
-from ..job import ReexportRequest
+from ..pipeline.reexport import ReexportRequest
 
 TAKE_FILES = ("merge", "check")
 """Commands with a SUBJECT and a STYLE."""

@@ -15,7 +15,7 @@ from ..denoiser import Conditioning, TextDeltas
 from ..errors import HostError
 from . import ApiAccess, CheckpointInfo, InstalledLora, Pen, Progress, Sampler
 from ._a1111 import api, drawing, guard, loras, model, text
-from .parking import parked
+from .offload import parked
 
 SDXL_SIZE = 1024
 SMALLEST_SIZE, LARGEST_SIZE = 64, 2048

@@ -19,10 +19,10 @@ from ..denoiser import Conditioning, Denoiser, TextDeltas
 from ..errors import HostError, LoraFileError, OutputError
 from ..names import validate_name
 from . import CheckpointInfo, InstalledLora, Pen, Progress, Sampler, Session
-from . import _diffusers_draw as draw
-from . import _diffusers_model as model
-from . import _diffusers_text as text
-from .parking import parked
+from ._diffusers import draw as draw
+from ._diffusers import model as model
+from ._diffusers import text as text
+from .offload import parked
 
 SUFFIX = ".safetensors"
 MODEL_SUFFIXES = (SUFFIX, ".ckpt", ".pt", ".pth", ".bin")

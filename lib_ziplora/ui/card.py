@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from ..drawing import counted
-from ..job import CatalogEntry
+from ..library.catalog import CatalogEntry
+from ..plots import counted
 
 CHOOSE = "Choose a LoRA."
 LIST_STATES = ("unusable", "usable", "pending")

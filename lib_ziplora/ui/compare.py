@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from ..hosts import Draws, Host, Sampler
-from ..job.comparison import LARGEST_GUIDANCE, LARGEST_SIDE, MOST_SEEDS, MOST_STEPS, SIDE_STEP
+from ..pictures.comparison import LARGEST_GUIDANCE, LARGEST_SIDE, MOST_SEEDS, MOST_STEPS, SIDE_STEP
 from .comparing import COMPARE_VALUES, Comparisons
 from .compat import accepted, javascript, quiet, unsaved
 from .pickers import Controls, prefilled

@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
-from .. import job
 from ..errors import ConfigError, ZipLoraError
 from ..hosts import Draws, Host, Sampler
-from ..job import CompareRequest, Comparison
+from ..library.card import write_preview
+from ..pictures.compare import check_compare, compare, merge_prompts
+from ..pictures.comparison import CompareRequest, Comparison
 from . import text
 from .handlers import Desk
 from .tasks import Follow, Outcome
@@ -91,8 +92,8 @@ class Comparisons:
     def __init__(
         self,
         desk: Desk,
-        compare: Compare = job.compare,
-        check: Callable[[CompareRequest, Host], None] = job.check_compare,
+        compare: Compare = compare,
+        check: Callable[[CompareRequest, Host], None] = check_compare,
     ) -> None:
         self._desk, self._compare, self._check = desk, compare, check
         self._kept: OrderedDict[str, Comparison] = OrderedDict()
@@ -108,7 +109,7 @@ class Comparisons:
     def prompts(self, merge: str | None) -> str:
         """The prompts that a merge is best compared with, one a line; "" where none are known."""
         try:
-            return "\n".join(job.merge_prompts(self._desk.host, merge)) if merge else ""
+            return "\n".join(merge_prompts(self._desk.host, merge)) if merge else ""
         except ZipLoraError:
             return ""
 
@@ -162,7 +163,7 @@ class Comparisons:
         if drawn is None:
             return text.error("The merge's own picture was not drawn. Choose another one.")
         try:
-            file = job.write_preview(done.plan.name, self._desk.host, drawn, replace)
+            file = write_preview(done.plan.name, self._desk.host, drawn, replace)
         except ZipLoraError as error:
             return text.error(str(error))
         return text.notice(f"{file.name} is the preview of {done.plan.name} now.", "preview")
@@ -177,7 +178,7 @@ class Comparisons:
         best = done.best_preview()
         if preview and best is not None:
             try:
-                file = job.write_preview(done.plan.name, self._desk.host, best)
+                file = write_preview(done.plan.name, self._desk.host, best)
                 lines.append(f"The merge's picture is its preview, {escape(file.name)}.")
             except ZipLoraError as error:
                 problems.append(str(error))

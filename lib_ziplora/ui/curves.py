@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from html import escape
 
-from .. import drawing
-from ..drawing import History, number
+from .. import plots as drawing
+from ..plots import History, number
 
 ENOUGH_UPDATES = 10
 """Before so many updates no sentence is said."""

@@ -9,13 +9,13 @@ from typing import Any
 
 import gradio as gr
 
-from ..drawing import curves
 from ..errors import LoraFileError, ZipLoraError
 from ..hosts import Host
-from ..job.document import Document, document
-from ..job.exhibits import heat_maps, histograms, words
-from ..job.page import page
-from ..job.reporting import is_report, report_paths
+from ..plots import curves
+from ..report.charts import heat_maps, histograms, words
+from ..report.document import Document, document
+from ..report.files import is_report, report_paths
+from ..report.html import page
 from . import text
 from .compat import quiet, unsaved
 from .forms import SLOTS

@@ -9,7 +9,8 @@ from typing import Any
 
 from ..config import ROLES, LoraInput, MergeRequest, setting_fields, settings_from
 from ..errors import ConfigError
-from ..job import ReexportRequest, Steerable
+from ..library.merges import Steerable
+from ..pipeline.reexport import ReexportRequest
 
 OUTPUT_FIELDS = ("output", "overwrite", "report")
 LONGEST_STEM = 160

@@ -10,11 +10,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .. import job
 from ..config import MergeRequest
 from ..errors import ConfigError, ZipLoraError
 from ..hosts import Host, Progress
-from ..job import MergeReport, Pace, Preflight, RecentMerges, ReexportRequest, Steerable
+from ..library.card import with_card
+from ..library.catalog import judged
+from ..library.json_store import data_folder
+from ..library.merges import Steerable, steerable, steerables
+from ..library.recent import RecentMerges
+from ..library.timing import Pace
+from ..pipeline.merge import check, run
+from ..pipeline.preflight import Preflight, preflight
+from ..pipeline.reexport import ReexportRequest, check_reexport, reexport
+from ..report.report import MergeReport
 from . import text
 from .forms import STRENGTHS, both_chosen, free_name, reexport_from, request_from, suggested_name
 from .shelf import Judged, Shelf
@@ -28,15 +36,15 @@ log = logging.getLogger(__name__)
 class Engine:
     """What the tab asks of ``job``; a test puts its own functions here."""
 
-    check: Callable[[MergeRequest, Host], None] = job.check
-    run: Callable[[MergeRequest, Host, Callable[[Progress], None]], MergeReport] = job.run
-    judged: Judged = job.judged
-    preflight: Callable[[MergeRequest, Host], Preflight] = job.preflight
-    check_reexport: Callable[[ReexportRequest, Host], None] = job.check_reexport
-    reexport: Callable[[ReexportRequest, Host, Callable[[Progress], None]], MergeReport] = job.reexport
-    with_card: Callable[[MergeReport, Host], MergeReport] = job.with_card
-    steerables: Callable[[Host], Sequence[str]] = job.steerables
-    steerable: Callable[[Host, str], Steerable] = job.steerable
+    check: Callable[[MergeRequest, Host], None] = check
+    run: Callable[[MergeRequest, Host, Callable[[Progress], None]], MergeReport] = run
+    judged: Judged = judged
+    preflight: Callable[[MergeRequest, Host], Preflight] = preflight
+    check_reexport: Callable[[ReexportRequest, Host], None] = check_reexport
+    reexport: Callable[[ReexportRequest, Host, Callable[[Progress], None]], MergeReport] = reexport
+    with_card: Callable[[MergeReport, Host], MergeReport] = with_card
+    steerables: Callable[[Host], Sequence[str]] = steerables
+    steerable: Callable[[Host, str], Steerable] = steerable
 
 
 @dataclass(frozen=True)
@@ -58,8 +66,8 @@ class Desk(Tickets):
         super().__init__(host)
         self.engine = engine or Engine()
         self.shelf = Shelf(host, self.engine.judged)
-        self.recent = RecentMerges(job.data_folder(host))
-        self._pace = Pace(job.data_folder(host))
+        self.recent = RecentMerges(data_folder(host))
+        self._pace = Pace(data_folder(host))
 
     # Pickers
 

@@ -12,11 +12,11 @@ from typing import Any
 import gradio as gr
 
 from ..config import LoraInput, Role, setting_fields, settings_from
-from ..drawing import counted
 from ..errors import Interrupted, ZipLoraError
 from ..hosts import Draws
-from ..job.matrix import NAMES, Cell, MatrixRequest, check_matrix, plan, run_matrix
-from ..job.matrix_sheet import DRAWABLE, Sheet, draw_sheet
+from ..pictures.matrix_sheet import DRAWABLE, Sheet, draw_sheet
+from ..pipeline.matrix import NAMES, Cell, MatrixRequest, check_matrix, plan, run_matrix
+from ..plots import counted
 from . import text
 from .compat import quiet, unsaved
 from .handlers import Desk

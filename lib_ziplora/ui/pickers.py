@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 
 from ..config import ROLES
-from ..job import Prompted, combined_prompt
+from ..library.prompts import Prompted, combined_prompt
 from .card import card, listing
 from .compat import javascript, quiet, unsaved
 from .controls import setting_control

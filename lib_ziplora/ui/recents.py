@@ -9,7 +9,8 @@ from typing import Any
 import gradio as gr
 
 from ..config import LoraInput
-from ..job import Prompted, RecentMerge, combined_prompt
+from ..library.prompts import Prompted, combined_prompt
+from ..library.recent import RecentMerge
 from .compat import javascript, quiet, unsaved
 from .forms import SLOTS, Slot
 from .handlers import Desk

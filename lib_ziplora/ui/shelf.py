@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 
 from ..hosts import Host, InstalledLora
-from ..job import CatalogEntry
+from ..library.catalog import CatalogEntry
 from .card import card, listing, pictures
 from .thumbnail import SMALL_SIDE, thumbnail
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from ..errors import Interrupted, ZipLoraError
 from ..hosts import Host, Progress
-from ..job import MergeReport
+from ..report.report import MergeReport
 from . import curves, text
 
 log = logging.getLogger(__name__)

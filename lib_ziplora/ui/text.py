@@ -11,10 +11,11 @@ from html import escape
 from pathlib import Path
 from typing import Literal
 
-from ..drawing import number as number
 from ..hosts import Progress
-from ..job import MergeReport, Steerable
-from ..job.document import figures as figures
+from ..library.merges import Steerable
+from ..plots import number as number
+from ..report.document import figures as figures
+from ..report.report import MergeReport
 
 TaskState = Literal["waiting", "running", "finished", "unknown"]
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from .. import drawing
-from ..drawing import number
-from ..job import Overlap, Preflight
+from .. import plots as drawing
+from ..pipeline.overlap import Overlap
+from ..pipeline.preflight import Preflight
+from ..plots import number
 from .text import duration, listed
 
 FULL_COLOUR = 0.3

@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 
 from lib_ziplora import api
 
-from ..job.pico_host import module_names, write_kohya
+from ..support.pico_host import module_names, write_kohya
 from .support import SECONDS, LockedHost
 
 

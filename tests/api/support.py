@@ -11,10 +11,10 @@ from typing import Any
 
 from starlette.testclient import TestClient
 
-from lib_ziplora.job.queue import JobQueue
+from lib_ziplora.jobs.queue import JobQueue
 from lib_ziplora.names import validate_name
 
-from ..job.pico_host import PicoHost
+from ..support.pico_host import PicoHost
 
 V1 = "/ziplora/v1"
 QUICK = {"steps": 6, "width": 64, "height": 64, "sampling_steps": 3, "trajectories": 2, "precision": "fp32"}

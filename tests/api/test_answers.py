@@ -13,7 +13,7 @@ from lib_ziplora.api.bodies import merge_request
 from lib_ziplora.config import LoraInput, MergeRequest, MergeSettings
 from lib_ziplora.errors import ConfigError
 
-from ..job.pico_host import module_names
+from ..support.pico_host import module_names
 from .support import V1, LockedHost, body
 
 

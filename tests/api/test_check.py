@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from lib_ziplora import job
 from lib_ziplora.api.bodies import merge_request
+from lib_ziplora.pipeline.preflight import preflight
 
 from .support import QUICK, V1, LockedHost, body, files, submit, wait
 
@@ -22,7 +22,7 @@ def check(client: TestClient, **changed: Any) -> dict[str, Any]:
 
 def test_a_merge_is_told_as_the_tab_tells_it(client: TestClient, host: LockedHost) -> None:
     found, before = check(client), files(host)
-    expected = job.preflight(merge_request(body()), host)
+    expected = preflight(merge_request(body()), host)
     assert found["names"] == ["dog", "ink"] and found["problems"] == []
     assert found["common_layers"] == expected.common_layers and found["size"] == expected.size
     assert expected.overlap is not None and found["advice"] == expected.advice != ""

@@ -11,10 +11,10 @@ import torch
 from starlette.testclient import TestClient
 
 from lib_ziplora.config import LoraInput, MergeRequest, MergeSettings
-from lib_ziplora.job.queue import JobQueue, QueueFullError
-from lib_ziplora.lora.file import read_lora
+from lib_ziplora.jobs.queue import JobQueue, QueueFullError
+from lib_ziplora.lora.io.read import read_lora
 
-from ..job.pico_host import module_names
+from ..support.pico_host import module_names
 from .support import QUICK, SECONDS, V1, LockedHost, files, held, host_queue, job, submit, wait
 
 

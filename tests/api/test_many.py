@@ -17,11 +17,12 @@ from lib_ziplora.api.many import compare_schema, compare_task, matrix_schema, ma
 from lib_ziplora.api.views import without_folders
 from lib_ziplora.errors import OutputError
 from lib_ziplora.hosts import Sampler
-from lib_ziplora.job import CompareRequest, MatrixRequest
-from lib_ziplora.lora.file import read_lora
+from lib_ziplora.lora.io.read import read_lora
+from lib_ziplora.pictures.comparison import CompareRequest
+from lib_ziplora.pipeline.matrix import MatrixRequest
 
-from ..job.drawing_host import DrawingHost
-from ..job.pico_host import module_names, write_kohya
+from ..support.drawing_host import DrawingHost
+from ..support.pico_host import module_names, write_kohya
 from .support import QUICK, SECONDS, V1, LockedHost, files, held, host_queue, job, submit, wait
 
 DIRECT = {"method": "direct", "precision": "fp32"}

@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from starlette.testclient import TestClient
 
 from lib_ziplora.api.bodies import reexport_request, reexport_schema
-from lib_ziplora.job import ReexportRequest
+from lib_ziplora.pipeline.reexport import ReexportRequest
 
-from ..job.pico_host import module_names, write_kohya
+from ..support.pico_host import module_names, write_kohya
 from .support import QUICK, V1, LockedHost, files, host_queue, submit, wait
 
 DIRECT = {"method": "direct", "precision": "fp32"}

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Locator, expect
 
-from lib_ziplora import job
 from lib_ziplora.config import LoraInput, MergeRequest, MergeSettings
 from lib_ziplora.hosts.standalone import StandaloneHost
+from lib_ziplora.pipeline.merge import run
 
 from . import serving
 from .pages import MERGE_MS, STYLE, SUBJECT, Tab
@@ -29,7 +29,7 @@ def server(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     with serving.running(tmp_path_factory.mktemp("compare")) as server:
         loras = LoraInput(SUBJECT, "a sks emoji"), LoraInput(STYLE, "a cat emoji in szn style", role="style")
         request = MergeRequest(loras, MERGED, settings=MergeSettings(method="direct"))
-        job.run(request, StandaloneHost(None, [server.loras]))
+        run(request, StandaloneHost(None, [server.loras]))
         yield server
 
 

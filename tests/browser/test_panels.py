@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from playwright.sync_api import expect
 
-from lib_ziplora.lora.file import inspect_header, read_recipe
+from lib_ziplora.lora.io.inspect import inspect_header
+from lib_ziplora.lora.io.metadata import read_recipe
 
 from .pages import MERGE_MS, STYLE, SUBJECT, Tab
 from .serving import Server

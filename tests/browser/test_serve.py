@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import expect
 
-from lib_ziplora.lora.file import inspect_header
+from lib_ziplora.lora.io.inspect import inspect_header
 
 from .pages import MERGE_MS, STYLE, SUBJECT, Tab
 from .serving import Server

@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from lib_ziplora.config import MergeSettings
-from lib_ziplora.lora.file import inspect_header
+from lib_ziplora.lora.io.inspect import inspect_header
 
 from .pages import STYLE, SUBJECT, Tab
 from .webui import FOR_SD15, PRESENT, REASON, Webui

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
-from lib_ziplora import job
 from lib_ziplora.config import LoraInput, MergeRequest, MergeSettings
 from lib_ziplora.hosts.standalone import StandaloneHost
+from lib_ziplora.library.card import with_card
+from lib_ziplora.pipeline.merge import run
 
 from .pages import MERGE_MS, STYLE, SUBJECT, Tab
 from .webui import DEFAULTS, PRESENT, REASON, Webui
@@ -32,8 +33,8 @@ def page(blank_page: Page, webui: Webui) -> Iterator[Page]:
     """The tab with a merge in its list."""
     loras = LoraInput(SUBJECT, "a sks emoji"), LoraInput(STYLE, "a cat emoji in szn style", role="style")
     request = MergeRequest(loras, MERGED, True, MergeSettings(method="direct"))
-    report = job.run(request, StandaloneHost(None, [webui.loras]))
-    job.with_card(report, StandaloneHost(None, [webui.loras]))
+    report = run(request, StandaloneHost(None, [webui.loras]))
+    with_card(report, StandaloneHost(None, [webui.loras]))
     with visit(blank_page, webui) as page:
         yield page
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from lib_ziplora.lora.file import inspect_header
+from lib_ziplora.lora.io.inspect import inspect_header
 
 from .pages import MERGE_MS, STYLE, SUBJECT, Tab
 from .webui import FOR_SD15, PRESENT, REASON, Webui

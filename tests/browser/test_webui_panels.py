@@ -11,7 +11,8 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from lib_ziplora.config import setting_defaults, setting_fields
-from lib_ziplora.lora.file import inspect_header, read_recipe
+from lib_ziplora.lora.io.inspect import inspect_header
+from lib_ziplora.lora.io.metadata import read_recipe
 from lib_ziplora.ui.defaults import option_key
 
 from .pages import MERGE_MS, STYLE, SUBJECT, Tab

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from lib_ziplora import job
 from lib_ziplora.config import LoraInput, MergeRequest, MergeSettings
 from lib_ziplora.hosts import Host
-from lib_ziplora.lora.file import read_lora
-from lib_ziplora.lora.keys import canonical_modules
-from lib_ziplora.merge.patch import attach, static_factors
+from lib_ziplora.lora.formats.keys import canonical_modules
+from lib_ziplora.lora.io.read import read_lora
+from lib_ziplora.pipeline.merge import run
+from lib_ziplora.ziplora.hooks import attach, static_factors
 
 
 def predictions(host: Host, given: dict[str, torch.Tensor], asked: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -55,7 +55,7 @@ def main(model: str, loras: str, out: str, asked: dict[str, Any]) -> None:
         predictions(host, load_file(str(folder / "given.safetensors")), asked),
         str(folder / "said.safetensors"),
     )
-    job.run(request(str(folder / "merged_by_diffusers.safetensors"), asked), host)
+    run(request(str(folder / "merged_by_diffusers.safetensors"), asked), host)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import save_file
 
 from lib_ziplora.hosts._a1111 import text as text_module
-from lib_ziplora.lora.keys import canonical_modules
+from lib_ziplora.lora.formats.keys import canonical_modules
 
 ROOT = os.environ.get("ZIPLORA_WEBUI", "")
 PRESENT = bool(ROOT) and (Path(ROOT) / "webui.py").is_file()

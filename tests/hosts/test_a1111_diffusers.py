@@ -16,8 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lib_ziplora import job
 from lib_ziplora.hosts.a1111 import A1111Host
+from lib_ziplora.pipeline.merge import run
 
 from . import a1111_reference as reference
 from . import a1111_webui as webui
@@ -91,7 +91,7 @@ def test_the_same_numbers(theirs: Path, asked: dict[str, Any], name: str) -> Non
 def test_the_same_pair_merged_by_both_predicts_the_same(theirs: Path, asked: dict[str, Any]) -> None:
     host = A1111Host()
     with webui.cleaned(), host.exclusive():
-        report = job.run(reference.request("merged here", asked), host)
+        report = run(reference.request("merged here", asked), host)
         files = {"ours": report.output, "theirs": str(theirs / "merged_by_diffusers.safetensors"), "base": ""}
         given = load_file(str(theirs / "given.safetensors"))
         said = reference.predictions(host, given, {**asked, "files": files})

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from lib_ziplora import job
 from lib_ziplora.config import LoraInput, MergeRequest, MergeSettings, Role
 from lib_ziplora.errors import HostError, Interrupted
 from lib_ziplora.hosts import Progress
 from lib_ziplora.hosts.a1111 import A1111Host
-from lib_ziplora.job import ReexportRequest
+from lib_ziplora.pipeline.merge import run
+from lib_ziplora.pipeline.reexport import ReexportRequest, reexport
 
 from . import a1111_webui as webui
 from .test_a1111_model import predict
@@ -46,7 +46,7 @@ def test_a_merge_can_be_drawn_at_once(host: A1111Host, method: str, caplog: pyte
     drawn = {n: webui.picture(f"{prompt} <lora:{n}:1>") for n in ("with text a", "with text b")}
     name = f"merged {method}"
     with host.exclusive():
-        report = job.run(request(name, "with text a", "with text b", method=method), host)
+        report = run(request(name, "with text a", "with text b", method=method), host)
     assert Path(report.output).parent == Path(webui.boot().cmd_opts.lora_dir)
     entry = webui.module("networks").available_networks[name]
     assert entry.sd_version.name == "SDXL" and entry.alias == name
@@ -74,9 +74,9 @@ def test_three_loras_and_their_export_act_as_their_parts(host: A1111Host, method
     )
     name, again = f"three {method}", f"three {method} again"
     with host.exclusive():
-        report = job.run(MergeRequest(loras, name, settings=small), host)
+        report = run(MergeRequest(loras, name, settings=small), host)
         other = ReexportRequest(name, again, subject_weights=(0.5, -1.5), style_weights=(1.2,))
-        job.reexport(other, host)
+        reexport(other, host)
     assert len(report.split) == 3
     merged = {name: (1.0, 1.0, 1.0), again: (0.5, -1.5, 1.2)}
     base, drawn = webui.webui_prediction(), []
@@ -103,7 +103,7 @@ def test_an_interrupt_leaves_no_trace(host: A1111Host, moment: str) -> None:
             host.interrupt()
 
     with pytest.raises(Interrupted), host.exclusive():
-        job.run(request("interrupted"), host, on_event)
+        run(request("interrupted"), host, on_event)
     assert stages[-1] == moment
     assert not host.output_path("interrupted").exists()
     assert webui.same_weights(pristine)
@@ -121,7 +121,7 @@ def test_finish_now_writes_what_there_is(host: A1111Host) -> None:
             host.finish_now()
 
     with host.exclusive():
-        report = job.run(request("finished early", steps=40), host, on_event)
+        report = run(request("finished early", steps=40), host, on_event)
     assert report.stopped_early and 1 <= report.steps < 40 and Path(report.output).is_file()
 
 
@@ -176,7 +176,7 @@ def test_a_checkpoint_that_is_swapped_while_merging_is_noticed(
             sd_models.reload_model_weights(info=other)
 
     with pytest.raises(HostError, match="another checkpoint"), host.exclusive():
-        job.run(request("swapped"), host, on_event)
+        run(request("swapped"), host, on_event)
     assert (webui.boot().sd_model is model) is reused
     assert not host.output_path("swapped").exists() and not webui.same_weights(pristine)
     sd_models.reload_model_weights(info=first)

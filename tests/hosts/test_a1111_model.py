@@ -12,9 +12,9 @@ from torch import Tensor
 from lib_ziplora.denoiser import Conditioning
 from lib_ziplora.errors import HostError
 from lib_ziplora.hosts.a1111 import A1111Host
-from lib_ziplora.lora.file import read_lora
-from lib_ziplora.lora.keys import canonical_modules
-from lib_ziplora.merge.patch import attach, checkpointed, static_factors
+from lib_ziplora.lora.formats.keys import canonical_modules
+from lib_ziplora.lora.io.read import read_lora
+from lib_ziplora.ziplora.hooks import attach, checkpointed, static_factors
 
 from . import a1111_webui as webui
 

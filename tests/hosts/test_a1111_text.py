@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lib_ziplora.errors import HostError, IncompatibleError
 from lib_ziplora.hosts.a1111 import A1111Host
-from lib_ziplora.lora.file import read_lora
+from lib_ziplora.lora.io.read import read_lora
 
 from . import a1111_webui as webui
 

@@ -17,8 +17,8 @@ from torch import nn
 from lib_ziplora.errors import HostError, LoraFileError, OutputError
 from lib_ziplora.hosts import KnowsSize
 from lib_ziplora.hosts.standalone import StandaloneHost
-from tests import minixl
 
+from ..support import minixl
 from .contract import PROMPTS, SIZE, HostContract
 
 pytest.importorskip("diffusers")
@@ -73,7 +73,7 @@ def test_prediction_is_that_of_diffusers_own_unet(loaded: StandaloneHost) -> Non
 
 
 def test_text_layers_are_found_with_and_without_the_outer_level() -> None:
-    from lib_ziplora.hosts._diffusers_text import text_modules
+    from lib_ziplora.hosts._diffusers.text import text_modules
 
     inner = nn.Module()
     inner.encoder = nn.Module()
@@ -300,7 +300,7 @@ def test_tasks_run_one_at_a_time(lora_dirs: tuple[Path, Path]) -> None:
 
 
 def test_v_prediction_marks_of_a_single_file_are_taken_over(loaded: StandaloneHost, tmp_path: Path) -> None:
-    from lib_ziplora.hosts import _diffusers_model as model
+    from lib_ziplora.hosts._diffusers import model as model
 
     class Fake:
         scheduler = loaded.pipeline().scheduler

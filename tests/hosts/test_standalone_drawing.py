@@ -15,12 +15,12 @@ from torch import nn
 
 from lib_ziplora.errors import HostError, IncompatibleError, OutputError
 from lib_ziplora.hosts import Picture
-from lib_ziplora.hosts import _diffusers_draw as draw
+from lib_ziplora.hosts._diffusers import draw as draw
 from lib_ziplora.hosts.standalone import StandaloneHost
-from lib_ziplora.lora.file import read_lora
-from lib_ziplora.lora.keys import canonical_modules, canonical_unet_name
-from tests import minixl
+from lib_ziplora.lora.formats.keys import canonical_modules, canonical_unet_name
+from lib_ziplora.lora.io.read import read_lora
 
+from ..support import minixl
 from .contract_draws import PLAIN, PROMPT, DrawsContract, nothing, pixels, quick
 
 pytest.importorskip("diffusers")

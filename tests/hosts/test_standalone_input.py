@@ -10,7 +10,8 @@ import torch
 
 from lib_ziplora.errors import HostError
 from lib_ziplora.hosts.standalone import StandaloneHost
-from tests import minixl
+
+from ..support import minixl
 
 
 @pytest.mark.parametrize("text", ["[1]", "3", "not json", "[" * 100_000])

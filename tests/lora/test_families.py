@@ -11,9 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lib_ziplora.errors import LoraFileError, UnsupportedLoraError, ZipLoraError
-from lib_ziplora.lora import lycoris
-from lib_ziplora.lora.file import inspect_header, read_lora
-from lib_ziplora.lora.keys import FAMILY_PARTS
+from lib_ziplora.lora.formats import families as lycoris
+from lib_ziplora.lora.formats.keys import FAMILY_PARTS
+from lib_ziplora.lora.io.inspect import inspect_header
+from lib_ziplora.lora.io.read import read_lora
 from lib_ziplora.lora.lowrank import EXACT, RankRule
 
 from .adapter_samples import LINEAR, SAMPLES, loha, rand

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from lib_ziplora.errors import ZipLoraError
-from lib_ziplora.lora.file import inspect_header, read_lora
+from lib_ziplora.lora.io.inspect import inspect_header
+from lib_ziplora.lora.io.read import read_lora
 
 from .files import Largest, Q, layer, layers, sample_layers, save, tensors
 

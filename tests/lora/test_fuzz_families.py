@@ -10,9 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lib_ziplora.errors import LoraFileError, ZipLoraError
-from lib_ziplora.lora.file import expected_size, file_shapes, inspect_header, read_lora
-from lib_ziplora.lora.keys import FAMILY_PARTS
-from lib_ziplora.lora.layouts import largest_weight
+from lib_ziplora.lora.formats.keys import FAMILY_PARTS
+from lib_ziplora.lora.formats.sdxl import largest_weight
+from lib_ziplora.lora.io.inspect import inspect_header
+from lib_ziplora.lora.io.read import read_lora
+from lib_ziplora.lora.io.size import expected_size, file_shapes
 
 from .adapter_samples import SAMPLES
 from .files import CONV, SKIP, TE1, TE2, Largest, Q, save

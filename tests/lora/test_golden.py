@@ -7,10 +7,9 @@ import math
 
 import pytest
 
-from lib_ziplora.lora.file import inspect_header, unsupported_reason
-from lib_ziplora.lora.header import RELATIVE_FAMILIES
-from lib_ziplora.lora.keys import parse
-from lib_ziplora.lora.lycoris import family_of
+from lib_ziplora.lora.formats.families import family_of
+from lib_ziplora.lora.formats.keys import parse
+from lib_ziplora.lora.io.inspect import RELATIVE_FAMILIES, inspect_header, unsupported_reason
 
 from .golden_layouts import FOLDER, records
 

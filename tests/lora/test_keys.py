@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lib_ziplora.lora.keys import (
+from lib_ziplora.lora.formats.keys import (
     canonical_modules,
     canonical_text_name,
     canonical_unet_name,

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib_ziplora.lora import lowrank, lycoris
+from lib_ziplora.lora import lowrank
+from lib_ziplora.lora.formats import families as lycoris
 from lib_ziplora.lora.lowrank import EXACT, Approximation, RankRule
 
 from .adapter_samples import CONV, LINEAR, loha, loha_tucker, lokr, rand

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib_ziplora.lora import lycoris
+from lib_ziplora.lora.formats import families as lycoris
 
 from . import webui_networks
 from .adapter_samples import CONV, LINEAR, SAMPLES, loha, lora, rand

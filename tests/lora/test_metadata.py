@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 import pytest
 
 from lib_ziplora.errors import OutputError
-from lib_ziplora.lora.file import merged_metadata, read_recipe
+from lib_ziplora.lora.io.metadata import merged_metadata, read_recipe
 from lib_ziplora.lora.layer import Lora
 from lib_ziplora.names import validate_name
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from lib_ziplora.errors import OutputError
-from lib_ziplora.lora import writing
-from lib_ziplora.lora.file import check_output, read_lora, write_lora
+from lib_ziplora.lora.io import write as writing
+from lib_ziplora.lora.io.read import read_lora
+from lib_ziplora.lora.io.write import check_output, write_lora
 
 from .files import only, sample_layers
 

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from lib_ziplora.errors import LoraFileError
-from lib_ziplora.lora import placing
-from lib_ziplora.lora.file import copied, mapped, read_lora, read_loras, write_lora
+from lib_ziplora.lora.io import placing
+from lib_ziplora.lora.io.placing import copied, mapped
+from lib_ziplora.lora.io.read import read_lora, read_loras
+from lib_ziplora.lora.io.write import write_lora
 
 from .files import Q, assert_same_deltas, layer, layers, only, sample_layers
 

@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib_ziplora.errors import OutputError
-from lib_ziplora.lora import casting
 from lib_ziplora.lora.algebra import concatenate, scale
-from lib_ziplora.lora.digest import Background, Blocks
-from lib_ziplora.lora.file import read_lora, write_lora
+from lib_ziplora.lora.io import cast as casting
+from lib_ziplora.lora.io.digest import Background, Blocks
+from lib_ziplora.lora.io.read import read_lora
+from lib_ziplora.lora.io.serialize import FORMATS
+from lib_ziplora.lora.io.write import write_lora
 from lib_ziplora.lora.layer import LoraLayer
-from lib_ziplora.lora.serialize import FORMATS
 
 from .files import CONV, K2, Q, layer, layers
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from lib_ziplora.errors import LoraFileError, UnsupportedLoraError
-from lib_ziplora.lora.file import inspect_header, read_lora
+from lib_ziplora.lora.io.inspect import inspect_header
+from lib_ziplora.lora.io.read import read_lora
 
 from .files import CONV, DIALECTS, Q, layer, layers, sample_layers, save, tensors
 

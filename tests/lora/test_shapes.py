@@ -10,7 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lib_ziplora.lora.algebra import merge_extras, merge_layers
-from lib_ziplora.lora.file import expected_size, file_shapes, output_size, read_lora, write_lora
+from lib_ziplora.lora.io.read import read_lora
+from lib_ziplora.lora.io.size import expected_size, file_shapes, output_size
+from lib_ziplora.lora.io.write import write_lora
 from lib_ziplora.lora.lowrank import EXACT, RankRule, cut
 
 from .adapter_samples import SAMPLES

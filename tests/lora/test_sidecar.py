@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save, save_file
 
 from lib_ziplora.errors import LoraFileError, OutputError
-from lib_ziplora.lora.sidecar import (
+from lib_ziplora.lora.io.sidecar import (
     FORMAT,
     KEY,
     Sidecar,

@@ -15,7 +15,8 @@ from typing import Any
 from lib_ziplora.config import MergeRequest
 from lib_ziplora.errors import IncompatibleError, Interrupted, LoraFileError
 from lib_ziplora.hosts import CheckpointInfo, InstalledLora, Progress
-from lib_ziplora.job import CatalogEntry, MergeReport
+from lib_ziplora.library.catalog import CatalogEntry
+from lib_ziplora.report.report import MergeReport
 from lib_ziplora.ui.handlers import Engine
 
 EVIL = "<img src=x onerror=alert(1)>"

@@ -9,17 +9,17 @@ import gradio as gr
 import pytest
 from PIL import Image
 
-from lib_ziplora import job
 from lib_ziplora.config import LoraInput, MergeRequest, MergeSettings
 from lib_ziplora.errors import ConfigError
 from lib_ziplora.hosts import Sampler
-from lib_ziplora.job import CompareRequest
+from lib_ziplora.pictures.comparison import CompareRequest
+from lib_ziplora.pipeline.merge import run
 from lib_ziplora.ui import tab
 from lib_ziplora.ui.comparing import COMPARE_VALUES, REMEMBERED, Comparisons, compare_request
 from lib_ziplora.ui.handlers import Desk
 
-from ..job.drawing_host import DrawingHost
-from ..job.pico_host import module_names, write_kohya
+from ..support.drawing_host import DrawingHost
+from ..support.pico_host import module_names, write_kohya
 from .fake_host import FakeEngine, FakeHost
 
 PROMPTS = "a sks dog\na cat in ink style\na sks dog in ink style"
@@ -31,7 +31,7 @@ def host(tmp_path: Path) -> DrawingHost:
         write_kohya(tmp_path / f"{name}.safetensors", module_names(), seed=seed)
     host = DrawingHost(tmp_path)
     loras = LoraInput("dog", "a sks dog"), LoraInput("ink", "a cat in ink style", role="style")
-    job.run(MergeRequest(loras, "merged", settings=MergeSettings(method="direct")), host)
+    run(MergeRequest(loras, "merged", settings=MergeSettings(method="direct")), host)
     return host
 
 

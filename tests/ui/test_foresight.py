@@ -10,16 +10,18 @@ from typing import Any
 
 import pytest
 
-from lib_ziplora import drawing
+from lib_ziplora import plots as drawing
 from lib_ziplora.hosts import Progress
-from lib_ziplora.job import Overlap, Preflight, memory
+from lib_ziplora.pipeline.overlap import Overlap
+from lib_ziplora.pipeline.preflight import Preflight
+from lib_ziplora.training import memory
 from lib_ziplora.ui import curves
 from lib_ziplora.ui.forms import PAIR, SLOTS, value_names
 from lib_ziplora.ui.handlers import Desk
 from lib_ziplora.ui.tasks import Task
 from lib_ziplora.ui.verdict import figures, heat_map, verdict
 
-from ..job.small_merges import pico_host
+from ..support.small_merges import pico_host
 from .fake_host import EVIL, FakeEngine, FakeHost
 from .test_handlers import values
 from .test_text import Balance

@@ -11,12 +11,7 @@ import pytest
 from lib_ziplora.config import LoraInput, setting_defaults, setting_fields
 from lib_ziplora.errors import ConfigError, OutOfMemoryError
 from lib_ziplora.names import validate_name
-from lib_ziplora.ui.forms import (
-    MORE,
-    request_from,
-    suggested_name,
-    value_names,
-)
+from lib_ziplora.ui.forms import MORE, request_from, suggested_name, value_names
 from lib_ziplora.ui.handlers import Desk
 from lib_ziplora.ui.tasks import REMEMBERED_TASKS
 

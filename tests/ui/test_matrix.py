@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from lib_ziplora import job
 from lib_ziplora.config import setting_defaults
-from lib_ziplora.job.matrix import Cell
-from lib_ziplora.job.matrix_sheet import Sheet
+from lib_ziplora.pictures.matrix_sheet import Sheet
+from lib_ziplora.pipeline.matrix import Cell
+from lib_ziplora.pipeline.merge import run
+from lib_ziplora.report.document import document
 from lib_ziplora.ui import explain, matrix
 from lib_ziplora.ui.handlers import Desk
 from lib_ziplora.ui.matrix import MATRIX_VALUES
 
-from ..job.small_merges import pico_host, request
+from ..support.small_merges import pico_host, request
 from .fake_host import EVIL
 from .test_text import Balance
 
@@ -100,15 +101,15 @@ def test_what_makes_no_matrix_is_refused(desk: Desk) -> None:
 def test_everything_in_the_boxes_is_escaped_and_balanced(host: Any) -> None:
     cell = Cell(request(subject=EVIL, style=EVIL, output=EVIL), "failed", EVIL)
     sheet = Sheet(Image.new("RGB", (30, 20)), 1, Path(EVIL), (EVIL,))
-    job.run(request(method="ziplora", steps=2), host)
-    told = explain.about(job.document(host, "merged"), EVIL)
+    run(request(method="ziplora", steps=2), host)
+    told = explain.about(document(host, "merged"), EVIL)
     for html in (matrix.result([cell], sheet, EVIL), matrix.table([cell]), told):
         parsed = Balance(html)
         assert parsed.open == [] and "onerror" not in re.sub(r"&lt;.*?&gt;", "", html)
 
 
 def test_a_merge_is_explained_with_its_report(host: Any) -> None:
-    job.run(request(method="ziplora", steps=2), host)
+    run(request(method="ziplora", steps=2), host)
     box = explain.explained(host, "merged")
     assert 'data-explained="merged"' in box and box.count("ziplora-heat") == 5
     assert "lies beside" not in box and "data:text/html;base64," in box

@@ -16,17 +16,16 @@ import pytest
 pytest.importorskip("gradio")
 from PIL import Image
 
-from lib_ziplora import job
 from lib_ziplora.config import setting_defaults
 from lib_ziplora.hosts import InstalledLora
-from lib_ziplora.job import CatalogEntry
+from lib_ziplora.library.catalog import CatalogEntry, judged
 from lib_ziplora.ui import card, tab
 from lib_ziplora.ui.forms import SLOTS, value_names
 from lib_ziplora.ui.handlers import Desk
 from lib_ziplora.ui.shelf import MOST_PICTURES, PATIENCE, Shelf
 from lib_ziplora.ui.thumbnail import SIDE, SMALL_SIDE, preview_of, thumbnail
 
-from ..job.pico_host import PicoHost, module_names, write_kohya
+from ..support.pico_host import PicoHost, module_names, write_kohya
 from .fake_host import EVIL, FakeEngine, FakeHost, rows
 from .test_tab import component, functions, handler
 from .test_text import Balance
@@ -357,5 +356,5 @@ def test_a_recalled_prompt_goes_on_following_if_it_was_the_suggested_one(desk: D
 def test_the_host_of_a_listing_is_passed_on(tmp_path: Path) -> None:
     host = PicoHost(tmp_path)
     path = write_kohya(tmp_path / "a.safetensors", module_names())
-    (entry,) = job.judged([InstalledLora("other name", path)], host, 0)
+    (entry,) = judged([InstalledLora("other name", path)], host, 0)
     assert entry.name == "other name" and entry.path == path

@@ -1,0 +1,1 @@
+"""Parts of the diffusers adapter: model, text encoders, drawing."""

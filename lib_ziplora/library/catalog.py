@@ -1,0 +1,114 @@
+"""The LoRAs that a front end offers, judged by their tensors, and their prompts."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import LoraFileError
+from ..hosts import Host, InstalledLora
+from ..lora.formats.base_models import BASE_NAMES
+from ..lora.formats.convert import FAMILY_NAMES
+from .header_cache import Judge, Judgement, judge_of
+from .json_store import data_folder
+from .prompts import suggested_prompt
+
+
+@dataclass(frozen=True)
+class CatalogEntry:
+    """One installed LoRA as a picker shows it.
+
+    Attributes:
+        name: as in ``<lora:name:1>``.
+        path: the file.
+        base: ``sdxl``, ``sd1``, ``flux``, ..., ``unknown``; "" for an unreadable file.
+        rank: the highest rank.
+        layers: low-rank layers in all.
+        prompt: a prompt to start from, or "".
+        usable: it can be merged.
+        reason: why not, as a sentence; "" when usable.
+        ranks: the distinct ranks, ascending.
+        family: ``lora``, another family, or several joined with ``+``; "" for an unreadable file.
+        size: of the file, bytes.
+        activation: what the user's card says to write into prompts, or "".
+        pending: it has not been judged yet; what is said of it is a guess.
+    """
+
+    name: str
+    path: Path
+    base: str
+    rank: int
+    layers: int
+    prompt: str
+    usable: bool
+    reason: str
+    ranks: tuple[int, ...] = ()
+    family: str = ""
+    size: int = 0
+    activation: str = ""
+    pending: bool = False
+
+    @property
+    def base_name(self) -> str:
+        """What people call its base model; "" for an unreadable file."""
+        return BASE_NAMES.get(self.base, self.base)
+
+    @property
+    def family_name(self) -> str:
+        """What people call its family; "" for an unreadable file."""
+        return " + ".join(FAMILY_NAMES.get(one, one) for one in self.family.split("+"))
+
+
+def catalog(host: Host) -> list[CatalogEntry]:
+    """Every LoRA that the host lists, in its order; unusable ones with the reason."""
+    return judged(host.loras(), host)
+
+
+def judged(loras: Sequence[InstalledLora], host: Host, patience: float = math.inf) -> list[CatalogEntry]:
+    """LoRAs with what their files' headers say, in their order.
+
+    Args:
+        loras: that the host has listed.
+        host: that has listed them.
+        patience: seconds in which files may be read; those that are left are ``pending``.
+    """
+    judge = judge_of(data_folder(host))
+    end = time.monotonic() + patience
+    entries = [_entry(lora, judge, time.monotonic() < end) for lora in loras]
+    judge.keep()
+    return entries
+
+
+def prompt_for(host: Host, name: str) -> str:
+    """A prompt for an installed LoRA (or a file) from its card or its training metadata, or ""."""
+    path = host.resolve(name)
+    found = judge_of(data_folder(host)).judge(path)
+    card = next((lora.user_metadata for lora in host.loras() if lora.path == path), {})
+    return suggested_prompt(card, {}) or found.prompt
+
+
+def _entry(lora: InstalledLora, judge: Judge, may_read: bool) -> CatalogEntry:
+    try:
+        found = judge.judge(lora.path) if may_read else judge.remembered(lora.path)
+        size = lora.path.stat().st_size
+    except (LoraFileError, OSError) as error:
+        return CatalogEntry(lora.name, lora.path, "", 0, 0, "", False, str(error))
+    known = found or Judgement("", "", (), 0, "", "")
+    return CatalogEntry(
+        name=lora.name,
+        path=lora.path,
+        base=known.base,
+        rank=max(known.ranks, default=0),
+        layers=known.layers,
+        prompt=suggested_prompt(lora.user_metadata, {}) or known.prompt,
+        usable=not known.reason,
+        reason=known.reason,
+        ranks=known.ranks,
+        family=known.family,
+        size=size,
+        activation=suggested_prompt({"activation text": lora.user_metadata.get("activation text")}, {}),
+        pending=found is None,
+    )

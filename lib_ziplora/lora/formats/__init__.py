@@ -1,0 +1,1 @@
+"""Names, families and shapes of LoRA files."""

@@ -1,0 +1,1 @@
+"""One merge from files to file."""

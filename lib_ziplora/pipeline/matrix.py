@@ -1,0 +1,239 @@
+"""Every subject merged with every style, one after the other."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ..config import LoraInput, MergeRequest, MergeSettings
+from ..errors import ConfigError, Interrupted, OutputError, ZipLoraError
+from ..hosts import Host, Progress
+from ..library.card import with_card
+from ..progress import Part, units_of
+from ..report.report import MergeReport
+from .merge import check, run
+
+log = logging.getLogger(__name__)
+
+Finish = Callable[[MergeReport, Host], MergeReport]
+State = Literal["ready", "exists", "refused", "done", "failed", "interrupted", "left"]
+SUBJECT, STYLE = "{subject}", "{style}"
+NAMES = f"{SUBJECT}_{STYLE}"
+LARGEST = 400
+"""Pairs that one matrix may have."""
+UNEXPECTED = "It failed unexpectedly ({kind}); the console has the details."
+STOPPED = "It was not begun: the matrix was stopped before."
+
+
+@dataclass(frozen=True)
+class MatrixRequest:
+    """Which subjects and styles are to be merged, each with each.
+
+    Attributes:
+        subjects: at least one.
+        styles: at least one.
+        names: what the merges are called; ``{subject}`` and ``{style}`` stand for the LoRAs' names.
+        overwrite: replace files of those names; without it their pairs are left out.
+        settings: of every merge; without a combined prompt each pair gets one of its own, made of its
+            two prompts.
+        report: as in ``MergeRequest``.
+    """
+
+    subjects: tuple[LoraInput, ...]
+    styles: tuple[LoraInput, ...]
+    names: str = NAMES
+    overwrite: bool = False
+    settings: MergeSettings = field(default_factory=MergeSettings)
+    report: bool = False
+
+    def __post_init__(self) -> None:
+        for role, loras, sign in (("subject", self.subjects, SUBJECT), ("style", self.styles, STYLE)):
+            if not loras:
+                raise ConfigError(f"No {role} is chosen. Choose at least one.")
+            if len(loras) > 1 and sign not in self.names:
+                raise ConfigError(
+                    f"{self.names!r} gives several merges one name. Write {sign} into it, which stands for the "
+                    f"{role}'s name."
+                )
+        if len(self.subjects) * len(self.styles) > LARGEST:
+            raise ConfigError(f"These are more than {LARGEST} merges. Choose fewer subjects or styles.")
+
+    def pairs(self) -> list[MergeRequest]:
+        """A merge for every pair, all styles of the first subject first."""
+        return [
+            dataclasses.replace(
+                MergeRequest.pair(subject, style, self._name(subject, style), self.overwrite, self.settings),
+                report=self.report,
+            )
+            for subject, style in itertools.product(self.subjects, self.styles)
+        ]
+
+    def _name(self, subject: LoraInput, style: LoraInput) -> str:
+        parts = {SUBJECT: Path(subject.lora).stem, STYLE: Path(style.lora).stem}
+        cleaned = {sign: re.sub(r"[^\w .()+-]+", "_", part) for sign, part in parts.items()}
+        signs = re.compile("|".join(map(re.escape, parts)))
+        return signs.sub(lambda found: cleaned[found.group()], self.names.strip())
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One pair of a matrix.
+
+    Attributes:
+        request: its merge.
+        state: ``ready``, ``exists`` (its file is there and is kept) or ``refused`` beforehand;
+            ``done``, ``failed``, ``interrupted`` or ``left`` (not begun) afterwards.
+        sentence: why it is refused, failed or not made; or "".
+        report: of its merge, once it is done.
+        seconds: that it took.
+    """
+
+    request: MergeRequest
+    state: State = "ready"
+    sentence: str = ""
+    report: MergeReport | None = None
+    seconds: float = 0.0
+
+    @property
+    def subject(self) -> str:
+        """The name of the pair's subject."""
+        return Path(self.request.loras[0].lora).stem
+
+    @property
+    def style(self) -> str:
+        """The name of its style."""
+        return Path(self.request.loras[1].lora).stem
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "subject": self.subject,
+            "style": self.style,
+            "output": self.request.output,
+            "state": self.state,
+            "sentence": self.sentence,
+            "seconds": self.seconds,
+            "report": self.report.to_json() if self.report else None,
+        }
+
+
+def plan(matrix: MatrixRequest, host: Host) -> list[Cell]:
+    """Look at every pair before any is merged; reads headers alone.
+
+    Raises:
+        ConfigError: two pairs have one name.
+    """
+    pairs = matrix.pairs()
+    _require_different_names(pairs)
+    return [_planned(request, host) for request in pairs]
+
+
+def check_matrix(matrix: MatrixRequest, host: Host) -> None:
+    """Refuse a matrix of which no pair can be merged: call it before queueing.
+
+    Raises:
+        ConfigError: two pairs have one name.
+        ZipLoraError: what keeps the first pair from being merged, where there is none that can be.
+    """
+    cells = plan(matrix, host)
+    if any(cell.state == "ready" for cell in cells):
+        return
+    if all(cell.state == "exists" for cell in cells):
+        which = "The merge exists" if len(cells) == 1 else f"All {len(cells)} merges exist"
+        raise OutputError(f"{which} already. Choose other names, or allow them to be replaced.")
+    refused = next(cell for cell in cells if cell.state == "refused")
+    raise ConfigError(
+        f"There is no pair left that can be merged. {refused.request.output}: {refused.sentence}"
+    )
+
+
+def run_matrix(
+    matrix: MatrixRequest,
+    host: Host,
+    on_event: Callable[[Progress], None] | None = None,
+    on_cell: Callable[[Cell], None] | None = None,
+    finish: Finish = with_card,
+) -> list[Cell]:
+    """Merge every pair that can be; one that fails doesn't stop the others.
+
+    Interrupt throws away the pair that runs, *finish now* writes it as it is; both leave the pairs
+    after it. What was finished before stays.
+
+    Args:
+        matrix: what to merge.
+        host: as in ``run``.
+        on_event: told of every step of the whole.
+        on_cell: told of every pair that has ended.
+        finish: what is done with every merge that is written; it gives the report back.
+
+    Returns:
+        Every pair, in its order, and how it ended.
+
+    Raises:
+        ConfigError: two pairs have one name.
+    """
+    cells = plan(matrix, host)
+    units = [units_of(cell.request) if cell.state == "ready" else 0 for cell in cells]
+    ready, begun, stopped = sum(map(bool, units)), 0, False
+    for index, cell in enumerate(cells):
+        if cell.state == "ready":
+            begun += 1
+            words = f"{begun} of {ready}, {cell.request.output}: "
+            part = Part(sum(units[:index]), sum(units), words)
+            cells[index] = _left(cell) if stopped else _made(cell, host, on_event, part, finish)
+            stopped = stopped or host.interrupted() or host.finish_requested()
+        if on_cell is not None:
+            on_cell(cells[index])
+    return cells
+
+
+def _require_different_names(pairs: Sequence[MergeRequest]) -> None:
+    taken: dict[str, MergeRequest] = {}
+    for request in pairs:
+        other = taken.setdefault(request.output.casefold(), request)
+        if other is not request:
+            both = " and ".join(" + ".join(lora.lora for lora in one.loras) for one in (other, request))
+            raise ConfigError(f"{both} would both be called {request.output}. Choose each LoRA once.")
+
+
+def _planned(request: MergeRequest, host: Host) -> Cell:
+    try:
+        if not request.overwrite and host.output_path(request.output).exists():
+            return Cell(request, "exists", "Its file exists already and is kept.")
+        check(request, host)
+        return Cell(request)
+    except ZipLoraError as error:
+        return Cell(request, "refused", str(error))
+
+
+def _left(cell: Cell) -> Cell:
+    return dataclasses.replace(cell, state="left", sentence=STOPPED)
+
+
+def _made(
+    cell: Cell, host: Host, on_event: Callable[[Progress], None] | None, part: Part, finish: Finish
+) -> Cell:
+    """A pair that was merged, or why it was not; never raises."""
+    if host.interrupted():
+        return _left(cell)
+    started = time.monotonic()
+    state: State
+    try:
+        report = finish(run(cell.request, host, on_event, part), host)
+        return dataclasses.replace(cell, state="done", report=report, seconds=report.seconds)
+    except Interrupted as stop:
+        state, sentence = "interrupted", str(stop)
+    except ZipLoraError as error:
+        state, sentence = "failed", str(error)
+    except Exception as problem:
+        log.exception("The merge %s failed", cell.request.output)
+        state, sentence = "failed", UNEXPECTED.format(kind=type(problem).__name__)
+    seconds = round(time.monotonic() - started, 2)
+    return dataclasses.replace(cell, state=state, sentence=sentence, seconds=seconds)

@@ -1,0 +1,114 @@
+"""How much LoRAs get in each other's way, block by block, from their tensors alone."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from ..errors import IncompatibleError
+from ..lora.algebra import column_overlap, pair
+from ..lora.blocks import KINDS, Place, network_order, place_of
+from ..lora.io.read import read_lora
+from ..lora.layer import Lora, LoraLayer
+from ..training.memory import memory_in_words
+from .inputs import require_common
+
+WORK_LIMIT = 3e10
+"""Multiplications that may be spent on a comparison: a second or two of one core."""
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """The mean |cosine| between the same columns of LoRAs' delta weights.
+
+    Attributes:
+        places: of the layers of one kind in one block, blocks in the network's order.
+        mean: of all layers that were measured.
+        chance: what columns without anything in common would have on average.
+        measured: layers that were measured; of many large ones, some of every place.
+        common: layers that could be.
+        obstacle: why there is nothing to learn, as a sentence, or "".
+    """
+
+    places: Mapping[Place, float]
+    mean: float
+    chance: float
+    measured: int
+    common: int
+    obstacle: str = ""
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """The blocks, in the network's order."""
+        return tuple(dict.fromkeys(block for block, _ in self.places))
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of layers that there are, in the order of ``KINDS``."""
+        there = {kind for _, kind in self.places}
+        return tuple(kind for kind in KINDS if kind in there)
+
+
+def overlap_of(files: Sequence[Path]) -> Overlap:
+    """Compare LoRA files; what was found is remembered until one of them changes.
+
+    Raises:
+        ZipLoraError: one can't be read, or their shapes differ.
+        OSError: one is gone.
+    """
+    stats = [file.stat() for file in files]
+    return _remembered(tuple((f, s.st_mtime_ns, s.st_size) for f, s in zip(files, stats, strict=True)))
+
+
+@lru_cache(maxsize=64)
+def _remembered(files: tuple[tuple[Path, int, int], ...]) -> Overlap:
+    with memory_in_words():
+        return measure([read_lora(file) for file, _, _ in files])
+
+
+def measure(loras: Sequence[Lora]) -> Overlap:
+    """Compare LoRAs that have been read.
+
+    Raises:
+        IncompatibleError: a layer that several have differs in shape.
+    """
+    pairing = pair(*loras)
+    try:
+        require_common(loras, pairing)
+        obstacle = ""
+    except IncompatibleError as error:
+        obstacle = str(error)
+    owners = {name: [lora.layers[name] for lora in loras if name in lora.layers] for name in pairing.common}
+    chosen = _within(WORK_LIMIT, owners)
+    found: dict[Place, list[float]] = defaultdict(list)
+    for name in chosen:
+        pairs = list(itertools.combinations(owners[name], 2))
+        found[place_of(name)].append(sum(column_overlap(a, b) for a, b in pairs) / len(pairs))
+    places = {place: _mean(found[place]) for place in sorted(found, key=network_order)}
+    chance = _mean([math.sqrt(2 / (math.pi * owners[name][0].out_features)) for name in chosen])
+    everything = [value for values in found.values() for value in values]
+    return Overlap(places, _mean(everything), chance, len(chosen), len(owners), obstacle)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def _within(limit: float, owners: Mapping[str, Sequence[LoraLayer]]) -> list[str]:
+    """The layers to measure: all of them, or of every place as many as the limit allows, at least one."""
+    stride = max(1, math.ceil(sum(map(_work, owners.values())) / limit))
+    by_place: dict[Place, list[str]] = defaultdict(list)
+    for name in owners:
+        by_place[place_of(name)].append(name)
+    return [name for names in by_place.values() for name in names[::stride]]
+
+
+def _work(layers: Sequence[LoraLayer]) -> float:
+    """Multiplications of comparing a layer of several LoRAs, roughly."""
+    rank = sum(layer.rank for layer in layers)
+    return 2.0 * (layers[0].out_features + layers[0].columns) * rank * rank

@@ -1,0 +1,205 @@
+"""What can be told of a merge before it is made, in a moment and without the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from ..config import MergeRequest, parse_rank
+from ..errors import ZipLoraError
+from ..hosts import Host, KnowsSize
+from ..lora.io.inspect import inspect_header
+from ..lora.io.size import FileShapes, expected_size, file_shapes
+from ..plots import counted
+from ..training.memory import Foreseen, foreseen_memory
+from .inputs import require_different, target_of, with_prompt
+from .overlap import Overlap, overlap_of
+from .split import split_targets
+from .weights import check_readable
+
+APART = 1.5
+"""Up to so many times the overlap of chance, LoRAs count as apart."""
+TOGETHER = 3.0
+"""From so many times on, they count as pulling on the same columns."""
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What is known of a merge beforehand.
+
+    Attributes:
+        names: of the LoRAs.
+        problems: why it would be refused, as sentences; empty when nothing speaks against it.
+        remarks: what does not keep it from being made.
+        common_layers: layers that at least two of the LoRAs have; None where a file can't be read.
+        single_layers: for each LoRA, as in ``MergeReport``, the number of layers that it alone has.
+        size: bytes of the merged file, or the most that it can have; None where it can't be told.
+        overlap: how much they get in each other's way; None where it can't be told.
+        advice: a sentence about what to do, or "".
+        memory: bytes that learning will take beside the checkpoint, roughly; None where nothing is learnt.
+    """
+
+    names: tuple[str, ...]
+    problems: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
+    common_layers: int | None = None
+    single_layers: Mapping[str, int] = field(default_factory=dict)
+    size: int | None = None
+    overlap: Overlap | None = None
+    advice: str = ""
+    memory: int | None = None
+
+
+def preflight(request: MergeRequest, host: Host) -> Preflight:
+    """Look at a merge before it is made: headers, the columns' overlap, everything that speaks against it.
+
+    The overlap takes a second or two the first time and is remembered; the rest takes a moment.
+    """
+    names = tuple(Path(chosen.lora).stem for chosen in request.loras)
+    files, problems = _files(request, host)
+    problems += _refusals(request, host, files)
+    if len(files) < len(request.loras):
+        return Preflight(names, _different(problems))
+    shapes = [file_shapes(file) for file in files]
+    common, single = _paired(request, shapes)
+    overlap, refusal = _overlap(files)
+    if refusal:
+        problems.append(refusal)
+    memory = _memory(request, host, shapes)
+    if overlap and overlap.obstacle and request.settings.method != "direct":
+        problems.append(overlap.obstacle)
+    return Preflight(
+        names,
+        _different(problems),
+        (*_remarks(files, overlap), *([memory.words] if memory else [])),
+        common,
+        single,
+        _size(request, shapes),
+        overlap,
+        advice(overlap, request.settings.method) if overlap and not problems else "",
+        memory.need if memory else None,
+    )
+
+
+def _refusal(check: Callable[[], object]) -> list[str]:
+    try:
+        check()
+    except ZipLoraError as error:
+        return [str(error)]
+    return []
+
+
+def _different(sentences: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(sentences))
+
+
+def _files(request: MergeRequest, host: Host) -> tuple[list[Path], list[str]]:
+    """The readable files, and what is wrong with the others."""
+    files, problems = [], []
+    for chosen in request.loras:
+        try:
+            path = host.resolve(chosen.lora)
+            check_readable(path, host)
+            files.append(path)
+        except ZipLoraError as error:
+            problems.append(str(error))
+    return files, problems
+
+
+def _refusals(request: MergeRequest, host: Host, files: Sequence[Path]) -> list[str]:
+    """Everything else that would keep the merge from being made."""
+    checks: list[Callable[[], object]] = [
+        partial(target_of, request, host),
+        partial(split_targets, request, host),
+    ]
+    if len(files) == len(request.loras):
+        checks.append(partial(require_different, request, files))
+    if request.settings.method != "direct":
+        checks += [partial(with_prompt, chosen, host) for chosen in request.loras]
+        checks.append(host.check)
+    return [sentence for check in checks for sentence in _refusal(check)]
+
+
+def _paired(request: MergeRequest, shapes: Sequence[FileShapes]) -> tuple[int, dict[str, int]]:
+    """How many layers are common, and how many each LoRA has alone."""
+    owned = [{*one.layers, *one.unknown} for one in shapes]
+    owners = {name: sum(name in names for names in owned) for names in owned for name in names}
+    single = [sum(owners[name] == 1 for name in names) for names in owned]
+    return sum(count > 1 for count in owners.values()), dict(zip(request.labels, single, strict=True))
+
+
+def _overlap(files: Sequence[Path]) -> tuple[Overlap | None, str]:
+    """The overlap of files that can be read without a checkpoint, or why they don't fit."""
+    if any(inspect_header(file).relative_family for file in files):
+        return None, ""
+    try:
+        return overlap_of(files), ""
+    except ZipLoraError as error:
+        return None, str(error)
+    except OSError as error:
+        return None, f"A LoRA can't be read ({error.strerror}). Refresh the list."
+
+
+def _size(request: MergeRequest, shapes: Sequence[FileShapes]) -> int | None:
+    settings = request.settings
+    if any(one.unknown for one in shapes):
+        return None
+    wanted = [chosen.role in settings.text_roles for chosen in request.loras]
+    sources = [
+        {name: layer for name, layer in one.layers.items() if text or not name.startswith("lora_te")}
+        for one, text in zip(shapes, wanted, strict=True)
+    ]
+    extras = {
+        name: shape
+        for one, text in zip(shapes, wanted, strict=True)
+        for name, shape in one.extras.items()
+        if text or not name.startswith("lora_te")
+    }
+    return expected_size(sources, settings.precision, parse_rank(settings.rank), extras, name=request.output)
+
+
+def _remarks(files: Sequence[Path], overlap: Overlap | None) -> list[str]:
+    found = []
+    for header in map(inspect_header, files):
+        if header.relative_family:
+            found.append(
+                f"{header.name} can only be read together with the checkpoint, so its overlap is not measured here."
+            )
+        if header.unknown:
+            found.append(
+                f"{header.name}: {len(header.unknown)} tensors belong to no layer that is known and will be left "
+                f"out; the first is {header.unknown[0]}."
+            )
+    if overlap and overlap.measured < overlap.common:
+        found.append(f"The overlap is that of {counted(overlap.measured, 'layer')}, some of every block.")
+    return found
+
+
+def _memory(request: MergeRequest, host: Host, shapes: Sequence[FileShapes]) -> Foreseen | None:
+    unets = [
+        {name: layer for name, layer in one.layers.items() if name.startswith("lora_unet")} for one in shapes
+    ]
+    return foreseen_memory(
+        unets, request.settings, host.picture_size() if isinstance(host, KnowsSize) else None
+    )
+
+
+def advice(overlap: Overlap, method: str) -> str:
+    """What the overlap speaks for, in a sentence."""
+    if not overlap.measured:
+        return "They have no layer in common, so the plain sum (method direct) keeps both as they are."
+    figures = f"{overlap.mean:.2f}; columns without anything in common have about {overlap.chance:.2f}"
+    if overlap.mean <= APART * overlap.chance:
+        end = "." if method == "direct" else ": try the method direct first, it takes seconds."
+        return f"These hardly overlap ({figures}). A plain sum will usually do{end}"
+    if overlap.mean < TOGETHER * overlap.chance:
+        return (
+            f"These overlap in part ({figures}). In a plain sum they disturb each other; learnt coefficients "
+            "usually keep more of both."
+        )
+    return (
+        f"These pull on the same columns ({figures}). A plain sum mixes them up; learn the coefficients, and "
+        "expect to trade one against the other."
+    )

@@ -1,0 +1,1 @@
+"""The algorithm against a host's session."""

@@ -1,0 +1,113 @@
+"""The command line before and after a merge: ``check``, ``explain``, ``matrix``, and reports."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lib_ziplora import cli
+
+from ..support import minixl
+
+PAIR = (str(minixl.SUBJECT), str(minixl.STYLE))
+DIRECT = ("--method", "direct")
+
+
+@pytest.fixture
+def merged(tmp_path: Path) -> Path:
+    out = tmp_path / "both.safetensors"
+    assert cli.main(["merge", *PAIR, "-o", str(out), *DIRECT, "--report-beside"]) == 0
+    return out
+
+
+def test_merge_writes_its_report_beside_it(merged: Path) -> None:
+    assert "<title>both</title>" in (merged.parent / "both.report.html").read_text(encoding="utf-8")
+    told = json.loads((merged.parent / "both.report.json").read_text(encoding="utf-8"))
+    assert told["report"]["output"] == str(merged)
+
+
+def test_check_takes_the_arguments_of_merge_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "both.safetensors"
+    assert cli.main(["check", *PAIR, "-o", str(out), *DIRECT]) == 0
+    text = capsys.readouterr().out
+    assert f"{minixl.LAYERS} common" in text and "Nothing speaks against" in text and "self-attention" in text
+    assert cli.main(["check", *PAIR, "-o", str(out), *DIRECT, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["common_layers"] == minixl.LAYERS and found["problems"] == []
+    assert list(tmp_path.iterdir()) == []
+    assert cli.main(["merge", *PAIR, "-o", str(out), *DIRECT]) == 0
+    assert abs(out.stat().st_size - found["size"]) < 0.02 * found["size"]
+
+
+def test_check_names_every_problem_and_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    taken = tmp_path / "taken.safetensors"
+    taken.write_bytes(b"mine")
+    assert cli.main(["check", PAIR[0], "nowhere.safetensors", "-o", str(taken)]) == 1
+    text = capsys.readouterr().out
+    assert text.count("problem: ") >= 3
+    assert "nowhere.safetensors" in text and "taken.safetensors" in text and "--checkpoint" in text
+
+
+def test_explain_prints_words_and_writes_the_page(merged: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = merged.parent / "page.html"
+    capsys.readouterr()
+    assert cli.main(["explain", str(merged), "-o", str(page)]) == 0
+    assert "plain sum" in capsys.readouterr().out and "<title>both</title>" in page.read_text(
+        encoding="utf-8"
+    )
+    assert cli.main(["explain", str(merged), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["name"] == "both"
+    for wrong in (page, merged):
+        before = wrong.read_bytes()
+        assert cli.main(["explain", str(merged), "-o", str(wrong)]) == 1
+        assert str(wrong) in capsys.readouterr().err and wrong.read_bytes() == before
+    assert cli.main(["explain", PAIR[0]]) == 1
+
+
+def test_matrix_merges_what_it_can(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for file in (minixl.SUBJECT, minixl.STYLE):
+        shutil.copy(file, tmp_path)
+    report = tmp_path / "pairs.json"
+    asked = ["matrix", "--lora-dir", str(tmp_path), "--subject", minixl.SUBJECT.stem, "--subject", "gone"]
+    asked += ["--style", minixl.STYLE.stem, "-o", "{subject} {style}", *DIRECT, "--report", str(report)]
+    assert cli.main(asked) == 1
+    printed = capsys.readouterr()
+    name = f"{minixl.SUBJECT.stem} {minixl.STYLE.stem}"
+    assert f"{name}: done" in printed.out and "gone" in printed.err
+    assert (tmp_path / f"{name}.safetensors").is_file()
+    assert [row["state"] for row in json.loads(report.read_text())] == ["done", "refused"]
+    assert cli.main(asked) == 1
+    assert "no pair left" in capsys.readouterr().err
+
+
+def test_a_matrix_that_makes_no_sense_is_a_wrong_command(capsys: pytest.CaptureFixture[str]) -> None:
+    for wrong in ((), ("--sheet", "sheet.exe")):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["matrix", "--subject", "a", *(("--style", "b") if wrong else ()), *wrong])
+        assert stop.value.code == 2
+        assert ("No style" in (err := capsys.readouterr().err)) != (".png" in err)
+
+
+def test_check_tells_the_memory_and_the_time_of_the_merge_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("diffusers")
+    small = ("--width", "64", "--height", "64", "--sampling-steps", "2", "--guidance-scale", "1")
+    prompts = ("--subject-prompt", "a sks emoji", "--style-prompt", "a cat emoji in szn style")
+    options = (*PAIR, *prompts, *small, "--steps", "1", "--checkpoint", str(minixl.MODEL), "--device", "cpu")
+    out = str(tmp_path / "both.safetensors")
+    assert cli.main(["merge", *options, "-o", out]) == 0
+    capsys.readouterr()
+    assert cli.main(["check", *options, "-o", out, "--force", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["seconds"] > 0 and found["memory"] > 0
+    assert cli.main(["check", *options, "-o", out, "--force"]) == 0
+    text = capsys.readouterr().out
+    assert f"memory   about {found['memory'] / 1e9:.1f} GB" in text and "time     about" in text
+    assert cli.main(["check", *options, "-o", out, "--force", "--width", "128"]) == 0
+    assert "time" not in capsys.readouterr().out.partition("overlap")[0].partition("size")[2]

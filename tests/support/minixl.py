@@ -1,0 +1,13 @@
+"""Where MiniXL lies: the small SDXL checkpoint and the LoRAs that the tests run on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+FOLDER = Path(__file__).parents[2] / "benchmarks" / "minixl"
+MODEL = FOLDER / "model"
+LORAS = FOLDER / "loras"
+SUBJECT = LORAS / "minixl_subject_turtle.safetensors"
+STYLE = LORAS / "minixl_style_fluent-emoji.safetensors"
+SIZE = 128
+LAYERS = 192

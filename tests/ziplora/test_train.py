@@ -1,0 +1,304 @@
+"""The loop: right gradients, coefficients that move, an objective that falls where it was not trained."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from lib_ziplora.config import MergeSettings
+from lib_ziplora.errors import HostError, Interrupted, OutOfMemoryError
+from lib_ziplora.ziplora import train as loop
+from lib_ziplora.ziplora.coefficients import MergerCoefficients
+from lib_ziplora.ziplora.hooks import attach, static_factors
+from lib_ziplora.ziplora.objective import (
+    effect,
+    error,
+    relative_error,
+    similarity,
+    similarity_sum,
+    similarity_term,
+)
+from lib_ziplora.ziplora.plans import Plan
+from lib_ziplora.ziplora.samples import Samples, assemble, noised, predict_each, trajectory
+from lib_ziplora.ziplora.stepping import Stepper
+
+from ..support.pico import PicoDenoiser, conditioning, random_lora
+
+OBJECTIVES = ("relative", "cosine", "public", "paper")
+SETTINGS = MergeSettings(steps=30, width=64, height=64, similarity_lambda=0.1)
+
+
+def world(strength: float = 1.5, count: int = 12):
+    """A pico model, two LoRAs, and samples of each (train, held out)."""
+    denoiser = PicoDenoiser()
+    concepts = [random_lora(denoiser, 3, 1, strength), random_lora(denoiser, 2, 2, strength)]
+    train, heldout = [], []
+    for index, layers in enumerate(concepts):
+        cond = conditioning(1, seed=index)
+        generator = torch.Generator().manual_seed(index)
+        latents = torch.randn(2, 4, 8, 8, generator=generator)
+        x_t, t = noised(denoiser, latents, count + 6, generator)
+        with torch.no_grad():
+            factors = {n: static_factors(layer, "cpu", torch.float32) for n, layer in layers.items()}
+            with attach(denoiser.modules(), factors):
+                target = predict_each(denoiser.predict, x_t, t, cond)
+            base = predict_each(denoiser.predict, x_t, t, cond)
+        samples = assemble(x_t, t, cond, target, base)
+        train.append(samples[0::3])
+        heldout.append(samples[1::3])
+    return denoiser, concepts, train, heldout
+
+
+def run(denoiser, concepts, train, settings=SETTINGS, on_step=lambda step: True):
+    coefficients = MergerCoefficients.ones(concepts)
+    return loop.optimize(denoiser, denoiser.modules(), coefficients, train, settings, on_step)
+
+
+def first_gradients(settings, plan):
+    denoiser, concepts, train, _ = world()
+    coefficients = MergerCoefficients.ones(concepts)
+    for m in coefficients.parameters():
+        m.data.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(m.numel()))
+    step = Stepper(denoiser, denoiser.modules(), train, settings, coefficients)
+    step.plans = [plan]
+    step([(0, 0, 1.0), (1, 1, 1.0)])
+    return {name: layer.m.grad.clone() for name, layer in coefficients.layers.items()}
+
+
+def test_gradients_are_the_same_under_every_plan():
+    every = [Plan(together, recompute) for together in (True, False) for recompute in (False, True)]
+    reference, *others = [first_gradients(SETTINGS, plan) for plan in every]
+    for other in others:
+        for name, gradient in reference.items():
+            torch.testing.assert_close(other[name], gradient, rtol=1e-4, atol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_the_weights_of_the_errors_scale_their_gradients(together):
+    settings = dataclasses.replace(SETTINGS, similarity_lambda=0.0)
+    found = []
+    for weights in ([1.0, 0.0], [0.0, 1.0], [2.0, 3.0]):
+        denoiser, concepts, train, _ = world()
+        coefficients = MergerCoefficients.ones(concepts)
+        step = Stepper(denoiser, denoiser.modules(), train, settings, coefficients, weights)
+        step.plans = [Plan(together, False)]
+        step([(0, 0, 1.0), (1, 1, 1.0)])
+        found.append(torch.cat([m.grad.flatten() for m in coefficients.parameters()]))
+    torch.testing.assert_close(found[2], 2 * found[0] + 3 * found[1], rtol=1e-4, atol=1e-6)
+    assert (found[0] - found[1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_gradients_by_finite_differences(objective):
+    settings = dataclasses.replace(SETTINGS, objective=objective, similarity_lambda=0.3)
+    denoiser, concepts, train, _ = world()
+    denoiser.unet.double()
+    denoiser.dtype = torch.float64
+    coefficients = MergerCoefficients.ones(concepts, dtype=torch.float64)
+    for layer in coefficients.layers.values():
+        layer.m = (torch.rand(layer.m.shape, dtype=torch.float64) + 0.5).requires_grad_(True)
+    batch = [part[0:1] for part in train]
+
+    def objective_value():
+        with attach(denoiser.modules(), coefficients.branches()):
+            errors = [
+                error(objective, _predict64(denoiser, part), part.target.double(), part.scale.double())
+                for part in batch
+            ]
+        return sum(errors) + settings.similarity_lambda * similarity_term(objective, coefficients)
+
+    objective_value().backward()
+    for name, layer in coefficients.layers.items():
+        for row, column in ((0, 0), (len(layer.concepts) - 1, layer.m.shape[1] - 1)):
+            with torch.no_grad():
+                values = []
+                for shift in (1e-5, -2e-5):
+                    layer.m[row, column] += shift
+                    values.append(objective_value())
+                layer.m[row, column] += 1e-5
+            numeric = (values[0] - values[1]) / 2e-5
+            torch.testing.assert_close(layer.m.grad[row, column], numeric, rtol=2e-3, atol=1e-6, msg=name)
+
+
+def _predict64(denoiser, part):
+    return denoiser.unet(part.x_t.double(), part.t, part.cond.context.double())
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_coefficient_gets_a_gradient_in_the_first_step(objective):
+    gradients = first_gradients(dataclasses.replace(SETTINGS, objective=objective), Plan(True, True))
+    for name, gradient in gradients.items():
+        assert torch.isfinite(gradient).all(), name
+        assert (gradient != 0).all(), name
+
+
+def test_the_objective_falls_on_samples_that_were_not_trained_on():
+    denoiser, concepts, train, heldout = world()
+    plain = MergerCoefficients.ones(concepts)
+    before = loop.evaluate(denoiser, denoiser.modules(), plain, heldout)
+    outcome = run(denoiser, concepts, train, dataclasses.replace(SETTINGS, steps=60))
+    after = loop.evaluate(denoiser, denoiser.modules(), outcome.coefficients, heldout)
+    assert after < 0.7 * before
+    assert outcome.coefficients.travel() > 0.05
+    assert similarity(outcome.coefficients) < 0.95
+
+
+def test_the_same_seed_gives_the_same_coefficients_and_another_seed_others():
+    results = []
+    for seed in (3, 3, 4):
+        denoiser, concepts, train, _ = world()
+        results.append(run(denoiser, concepts, train, dataclasses.replace(SETTINGS, steps=5, seed=seed)))
+    first, again, other = [
+        torch.cat([m.detach().flatten() for m in r.coefficients.parameters()]) for r in results
+    ]
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_the_callback_can_finish_early_and_an_exception_leaves_no_hook():
+    denoiser, concepts, train, _ = world()
+    outcome = run(denoiser, concepts, train, on_step=lambda step: step.index < 3)
+    assert len(outcome.steps) == 4 and outcome.stopped_early
+
+    def interrupt(step):
+        raise Interrupted("stop")
+
+    with pytest.raises(Interrupted):
+        run(denoiser, concepts, train, on_step=interrupt)
+    assert not any(module._forward_hooks for module in denoiser.unet.modules())
+    assert all(parameter.grad is None for parameter in denoiser.unet.parameters())
+
+
+def test_the_loop_stops_when_the_similarity_reaches_zero():
+    denoiser, concepts, train, _ = world()
+    settings = dataclasses.replace(SETTINGS, steps=300, learning_rate=0.02, similarity_lambda=100.0)
+    outcome = run(denoiser, concepts, train, settings)
+    assert outcome.stopped_early and len(outcome.steps) < 300
+    assert outcome.steps[-1].similarity < loop.SIMILARITY_IS_ZERO
+
+
+def test_a_step_that_runs_out_of_memory_is_repeated_under_the_next_plan():
+    denoiser, concepts, train, _ = world()
+    reference = run(denoiser, concepts, train, dataclasses.replace(SETTINGS, steps=3))
+    predict = denoiser.predict
+
+    def small_batches_only(x_t, t, cond):
+        if len(x_t) > 1:
+            raise torch.cuda.OutOfMemoryError("simulated")
+        return predict(x_t, t, cond)
+
+    denoiser.predict = small_batches_only
+    outcome = run(denoiser, concepts, train, dataclasses.replace(SETTINGS, steps=3))
+    for ours, theirs in zip(
+        outcome.coefficients.parameters(), reference.coefficients.parameters(), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+    def never(x_t, t, cond):
+        raise torch.cuda.OutOfMemoryError("simulated")
+
+    denoiser.predict = never
+    with pytest.raises(OutOfMemoryError, match="smaller"):
+        run(denoiser, concepts, train)
+    assert not any(module._forward_hooks for module in denoiser.unet.modules())
+
+
+def test_a_host_that_cuts_the_gradient_is_noticed_in_the_first_step():
+    denoiser, concepts, train, _ = world()
+    block = denoiser.unet.blocks[0]
+    whole = block.forward
+    block.forward = lambda x, context: whole(x, context).detach()
+    with pytest.raises(HostError, match="got no gradient"):
+        run(denoiser, concepts, train)
+
+
+def test_updates_with_gradients_that_are_not_finite_are_left_out():
+    denoiser, concepts, train, _ = world()
+    predict = denoiser.predict
+    calls = []
+
+    def overflow_once(x_t, t, cond):
+        calls.append(1)
+        return predict(x_t, t, cond) * (float("inf") if len(calls) == 2 else 1.0)
+
+    denoiser.predict = overflow_once
+    outcome = run(denoiser, concepts, train, dataclasses.replace(SETTINGS, steps=4))
+    assert outcome.skipped == 1
+    assert all(torch.isfinite(m).all() for m in outcome.coefficients.parameters())
+
+
+def test_similarity_counts_shared_layers_only():
+    denoiser = PicoDenoiser()
+    subject, style = random_lora(denoiser, 2, 1), random_lora(denoiser, 2, 2)
+    only = {"lora_unet_down": subject["lora_unet_down"]}
+    coefficients = MergerCoefficients.ones([only, style])
+    coefficients.layers["lora_unet_conv_in"].m.data.fill_(5.0)
+    assert similarity(coefficients).item() == 1.0
+    assert similarity_sum(coefficients).item() == subject["lora_unet_down"].columns
+    apart = {"lora_unet_down": subject["lora_unet_down"]}, {"lora_unet_conv_in": style["lora_unet_conv_in"]}
+    assert similarity(MergerCoefficients.ones(apart)).item() == 0.0
+
+
+def test_relative_error_is_one_without_a_lora_and_zero_for_the_teacher():
+    generator = torch.Generator().manual_seed(0)
+    base, teacher = torch.randn(2, 3, 4, 5, 5, generator=generator)
+    scale = effect(teacher, base)
+    assert relative_error(base, teacher, scale).item() == pytest.approx(1.0)
+    assert relative_error(teacher, teacher, scale).item() == 0.0
+
+
+def test_a_trajectory_keeps_what_the_unet_saw_and_repeats_with_its_seed():
+    denoiser = PicoDenoiser()
+    cond, uncond = conditioning(1, 1), conditioning(1, 2)
+
+    def draw(seed, guidance):
+        with torch.no_grad():
+            return trajectory(
+                denoiser,
+                denoiser.predict,
+                cond,
+                uncond if guidance > 1 else None,
+                shape=(8, 8),
+                steps=6,
+                guidance_scale=guidance,
+                generator=torch.Generator().manual_seed(seed),
+            )
+
+    x_t, t, target = draw(0, 3.0)
+    assert x_t.shape == target.shape == (6, 4, 8, 8) and (t[:-1] > t[1:]).all()
+    with torch.no_grad():
+        torch.testing.assert_close(predict_each(denoiser.predict, x_t, t, cond), target, rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(a, b) for a, b in zip(draw(0, 3.0), (x_t, t, target), strict=True))
+    assert not torch.equal(draw(1, 3.0)[0], x_t)
+    assert not torch.equal(draw(0, 1.0)[0][1:], x_t[1:])
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_ddim_with_a_perfect_prediction_ends_at_the_picture(kind):
+    denoiser = PicoDenoiser()
+    denoiser.prediction_type = kind
+    picture = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(5))
+
+    def oracle(x_t, t, cond):
+        alpha = denoiser.alphas_cumprod[t].reshape(-1, 1, 1, 1)
+        noise = (x_t - alpha.sqrt() * picture) / (1 - alpha).sqrt()
+        return noise if kind == "epsilon" else alpha.sqrt() * noise - (1 - alpha).sqrt() * picture
+
+    x_t, t, _ = trajectory(
+        denoiser,
+        oracle,
+        conditioning(1),
+        None,
+        shape=(8, 8),
+        steps=5,
+        guidance_scale=1.0,
+        generator=torch.Generator().manual_seed(0),
+    )
+    alpha = denoiser.alphas_cumprod[t[-1]]
+    first = denoiser.alphas_cumprod[t[0]]
+    noise = (x_t[:1] - first.sqrt() * picture) / (1 - first).sqrt()
+    expected = alpha.sqrt() * picture + (1 - alpha).sqrt() * noise
+    torch.testing.assert_close(x_t[-1:], expected, rtol=1e-3, atol=1e-4)
+    assert isinstance(assemble(x_t, t, conditioning(1), x_t, x_t * 0), Samples)
