@@ -1,4 +1,4 @@
-"""Which web pages may talk to a server of ours: its own, and those that were allowed by name."""
+"""Which web pages may talk to a server of ours, and by which names it goes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 LOCAL_NAME = "localhost"
+ANOTHER = "of another site"
 
 
 @dataclass(frozen=True)
@@ -28,48 +29,79 @@ class AllowedOrigins:
         return "*" in self.names or origin in self.names or bool(matches)
 
 
+@dataclass(frozen=True)
+class ServedNames:
+    """The names that a server goes by, as the ``Host`` of a request has them.
+
+    A page elsewhere can have a name of its own point at this server, and its requests then come
+    from the server's own page as far as the browser knows. So only names that are known pass;
+    the numbers of this machine can't be pointed anywhere.
+
+    Attributes:
+        address: the name or number that the server listens on.
+        more: what the user calls it besides, such as ``studio.example``.
+    """
+
+    address: str = "127.0.0.1"
+    more: Collection[str] = ()
+
+    def __contains__(self, netloc: object) -> bool:
+        name = _host_name(str(netloc))
+        if is_local(name) or name == self.address.lower() or self.named(str(netloc)):
+            return True
+        everywhere = _number(self.address)
+        return bool(everywhere and everywhere.is_unspecified and _number(name))
+
+    def named(self, netloc: str) -> bool:
+        """Whether a host, with or without a port, is one that the user has named."""
+        return _host_name(netloc) in {name.lower() for name in self.more}
+
+
 def foreign_page(headers: Mapping[str, str], allowed: AllowedOrigins) -> str:
     """The origin of a page elsewhere that sent a request, or "" when nothing speaks against it.
 
-    Browsers name the page in ``Origin``; programs send none. A proxy in front of the server
-    names the address that the browser sees in ``X-Forwarded-Host``, which no page elsewhere
-    can set without being asked for permission first.
+    Browsers name the page in ``Origin`` or ``Referer``, and say in ``Sec-Fetch-Site`` whether it is
+    the server's own; programs send none of them. No other header is believed: once a server grants
+    a preflight, a page elsewhere can set any.
 
     Args:
         headers: of the request, by lower-case name.
         allowed: other pages that are welcome.
     """
-    origin = headers.get("origin", "")
-    if not origin or origin in allowed:
+    page = headers.get("origin", "") or _origin(headers.get("referer", ""))
+    if page in allowed:
         return ""
-    own = (headers.get("host", ""), headers.get("x-forwarded-host", ""))
-    address = origin.partition("://")[2].lower()
-    return "" if address and address in (name.lower() for name in own) else origin
+    if page and page.partition("://")[2].lower() != (headers.get("host") or "nowhere").lower():
+        return page
+    site = headers.get("sec-fetch-site", "none")
+    return "" if site in ("none", "same-origin") else page or ANOTHER
 
 
 def is_local(name: str) -> bool:
     """Whether a name or number means this machine and can be reached from it alone."""
+    number = _number(name)
+    return number.is_loopback if number else name == LOCAL_NAME
+
+
+def _number(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        return name == LOCAL_NAME or ipaddress.ip_address(name).is_loopback
+        return ipaddress.ip_address(name)
     except ValueError:
-        return False
-
-
-def rebound_name(headers: Mapping[str, str]) -> str:
-    """The name by which a request from this machine asked for it, or "" when it is one of its own.
-
-    A page elsewhere can have its own name point at this machine, and then its requests come
-    from the server's own page as far as a browser knows.
-
-    Args:
-        headers: of the request, by lower-case name.
-    """
-    name = _host_name(headers.get("host", ""))
-    return "" if not name or is_local(name) else name
+        return None
 
 
 def _host_name(netloc: str) -> str:
+    """The name without its port, "" where it is no plain ``name:port``."""
     try:
-        return urlsplit(f"//{netloc}").hostname or ""
+        parts = urlsplit(f"//{netloc}")
+        return (parts.hostname or "") if parts.netloc == netloc and "@" not in netloc else ""
     except ValueError:  # a bracket without its other half
-        return netloc
+        return ""
+
+
+def _origin(address: str) -> str:
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        return address
+    return f"{parts.scheme}://{parts.netloc}" if parts.netloc else address

@@ -143,6 +143,13 @@ def _add_serve(one: argparse.ArgumentParser) -> None:
     )
     one.add_argument("--port", type=int, help="default: the first free one from 7860 on")
     one.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="another name that the page is opened by, in a network or through a proxy (may be repeated)",
+    )
+    one.add_argument(
         "--api", action="store_true", help="answer the REST API too, at /ziplora/v1 (see docs/api.md)"
     )
     one.add_argument(

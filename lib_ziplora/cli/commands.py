@@ -135,6 +135,7 @@ def serve(args: argparse.Namespace) -> int:
             host,
             address=args.host,
             port=args.port,
+            names=args.allow_host,
             open_browser=args.open,
             on_ready=ready,
             extend=(lambda app: queues.append(api.add_routes(app, host))) if args.api else None,

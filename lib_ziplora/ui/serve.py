@@ -3,92 +3,26 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable
-from typing import Any
+import socket
+import tempfile
+import threading
+import webbrowser
+from collections.abc import Callable, Collection
+from pathlib import Path
 
 import gradio as gr
-from starlette.datastructures import Headers, MutableHeaders
-from starlette.middleware import Middleware
-from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+import uvicorn
+from fastapi import FastAPI
 
 from ..hosts import Host
-from ..origins import AllowedOrigins, foreign_page, is_local, rebound_name
+from ..origins import ServedNames
 from . import tab
 from .compat import accepted
+from .guard import Guard
 
-REMOTE_ELEMENTS = re.compile(
-    rb"<script\b[^>]*\bsrc=[\"']?(?:https?:)?//[^>]*>\s*</script>|<link\b[^>]*\bhref=[\"']?(?:https?:)?//[^>]*>",
-    re.IGNORECASE,
-)
-POLICY = (
-    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self' ws: wss: data: blob:; "
-    "object-src 'none'; base-uri 'self'"
-)
-
-
-class OwnOriginOnly:
-    """ASGI middleware: pages lose their scripts and links from other servers and may load none,
-    and pages of other servers can't use this one.
-
-    gradio's page names a font server and a script of a content network; neither is needed. Its
-    server answers every page's requests and accepts every page's web sockets.
-
-    Args:
-        app: the application behind it.
-        address: the name or number that the server listens on.
-    """
-
-    def __init__(self, app: ASGIApp, address: str = "127.0.0.1") -> None:
-        self.app = app
-        self.address = address
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] in ("http", "websocket"):
-            headers = Headers(scope=scope)
-            rebound = is_local(self.address) and rebound_name(headers)
-            if rebound or foreign_page(headers, AllowedOrigins()):
-                await _refuse(scope, receive, send)
-                return
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        start: Message | None = None
-        body = bytearray()
-
-        async def filtered(message: Message) -> None:
-            nonlocal start
-            if message["type"] == "http.response.start" and _is_html(message):
-                start = message
-            elif start is None:
-                await send(message)
-            else:
-                body.extend(message.get("body", b""))
-                if not message.get("more_body", False):
-                    await _send_page(start, REMOTE_ELEMENTS.sub(b"", bytes(body)), send)
-
-        await self.app(scope, receive, filtered)
-
-
-async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
-    if scope["type"] == "websocket":
-        await send({"type": "websocket.close", "code": 1008})
-        return
-    refusal = JSONResponse({"detail": "Pages of other servers may not use this one."}, status_code=403)
-    await refusal(scope, receive, send)
-
-
-def _is_html(message: Message) -> bool:
-    return MutableHeaders(raw=message["headers"]).get("content-type", "").startswith("text/html")
-
-
-async def _send_page(start: Message, page: bytes, send: Send) -> None:
-    headers = MutableHeaders(raw=start["headers"])
-    headers["content-length"] = str(len(page))
-    headers["content-security-policy"] = POLICY
-    await send({**start, "headers": headers.raw})
-    await send({"type": "http.response.body", "body": page})
+FIRST_PORT = 7860
+PORTS = 100
+ENDING_SECONDS = 2
 
 
 def serve(
@@ -96,9 +30,10 @@ def serve(
     *,
     address: str = "127.0.0.1",
     port: int | None = None,
+    names: Collection[str] = (),
     open_browser: bool = False,
     on_ready: Callable[[str], None] | None = None,
-    extend: Callable[[Any], None] | None = None,
+    extend: Callable[[FastAPI], object] | None = None,
 ) -> None:
     """Serve the tab until the process is interrupted.
 
@@ -106,36 +41,75 @@ def serve(
         host: usually a ``StandaloneHost`` that takes names only (``strict``).
         address: the network interface; the default can be reached from this machine alone.
         port: None takes the first free one from 7860 on.
+        names: what the server is called besides, in a network or by a proxy in front of it.
         open_browser: open the page in the default browser.
-        on_ready: told the page's address; without it gradio prints its own lines.
-        extend: told the FastAPI application, to put more routes on it.
+        on_ready: told the page's address.
+        extend: told the FastAPI application, to put routes for programs on it.
 
     Raises:
         OSError: the port is taken.
     """
-    _skip_proxies_for(address)
-    page = tab.build(host)
-    page.queue(**accepted(page.queue, concurrency_count=8, default_concurrency_limit=8, api_open=False))
-    app, url, _ = page.launch(
-        server_name=address,
-        server_port=port,
-        inbrowser=open_browser,
-        share=False,
-        quiet=on_ready is not None,
-        prevent_thread_lock=True,
-        show_api=False,
-        app_kwargs={"middleware": [Middleware(OwnOriginOnly, address=address)]},
-        **accepted(gr.Blocks.launch, ssr_mode=False, enable_monitoring=False),
-    )
-    if extend is not None:
-        extend(app)
-    if on_ready is not None:
-        on_ready(url)
-    page.block_thread()
+    with (
+        tempfile.TemporaryDirectory(prefix="ziplora-serve-", ignore_cleanup_errors=True) as folder,
+        _listener(address, port) as listener,
+    ):
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        _skip_proxies_for(address)
+        page = tab.build(host)
+        page.queue(**accepted(page.queue, concurrency_count=8, default_concurrency_limit=8, api_open=False))
+        page.show_api = False
+        app = FastAPI(docs_url=None, redoc_url=None, openapi_url="/openapi.json" if extend else None)
+        if extend is not None:
+            extend(app)
+        taken = listener.getsockname()[1]
+        url = f"http://{f'[{address}]' if ':' in address else address}:{taken}/"
+        guard = Guard(
+            app, names=ServedNames(address, names), folder=Path(folder), port=taken, programs=[*app.routes]
+        )
+        own = accepted(gr.mount_gradio_app, gradio_api_url=f"{url.rstrip('/')}{guard.inner}/")
+        gr.mount_gradio_app(app, page, path="/", **own)
+        _run(
+            uvicorn.Server(uvicorn.Config(guard, log_level="warning")), listener, url, open_browser, on_ready
+        )
+
+
+def _listener(address: str, port: int | None) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    tried = range(FIRST_PORT, FIRST_PORT + PORTS) if port is None else (port,)
+    for one in tried:
+        try:
+            return socket.create_server((address, one), family=family)
+        except OSError:
+            if one == tried[-1]:
+                raise
+    raise AssertionError("there is a port to try")
+
+
+def _run(
+    server: uvicorn.Server,
+    listener: socket.socket,
+    url: str,
+    open_browser: bool,
+    on_ready: Callable[[str], None] | None,
+) -> None:
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True, name="ziplora-serve")
+    thread.start()
+    try:
+        while thread.is_alive() and not server.started:
+            thread.join(0.05)
+        if server.started and on_ready is not None:
+            on_ready(url)
+        if server.started and open_browser:
+            webbrowser.open(url)
+        while thread.is_alive():
+            thread.join(0.5)
+    except KeyboardInterrupt:
+        server.should_exit = True
+        thread.join(ENDING_SECONDS)
 
 
 def _skip_proxies_for(address: str) -> None:
-    """gradio asks its own page before it starts; a proxy would not find it."""
+    """gradio's queue asks its own server; a proxy would not find it."""
     for name in ("no_proxy", "NO_PROXY"):
         hosts = [host for host in os.environ.get(name, "").split(",") if host]
         os.environ[name] = ",".join(dict.fromkeys([*hosts, "127.0.0.1", "localhost", address]))

@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 from lib_ziplora import api, cli
 from lib_ziplora.hosts import ApiAccess
 from lib_ziplora.hosts._a1111.api import access, credentials, password_check
-from lib_ziplora.origins import AllowedOrigins, foreign_page, is_local, rebound_name
+from lib_ziplora.origins import AllowedOrigins, ServedNames, foreign_page, is_local
 
 from .support import V1, LockedHost, body
 
@@ -111,9 +111,24 @@ def test_pages_elsewhere_are_refused_everywhere(client: TestClient, host: Locked
 
 
 def test_the_servers_own_page_may_ask(client: TestClient) -> None:
-    assert client.get(f"{V1}/settings", headers={"origin": "http://testserver"}).status_code == 200
-    proxied = {"origin": "https://art.example", "x-forwarded-host": "art.example"}
-    assert client.get(f"{V1}/settings", headers=proxied).status_code == 200
+    own = {"origin": "http://testserver", "sec-fetch-site": "same-origin"}
+    assert client.get(f"{V1}/settings", headers=own).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"origin": "https://art.example", "x-forwarded-host": "art.example"},
+        {"sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "same-site"},
+        {"referer": "https://art.example/page"},
+    ],
+)
+def test_no_header_that_a_page_can_set_makes_it_the_servers_own(
+    client: TestClient, headers: dict[str, str]
+) -> None:
+    for ask in every_route(client):
+        assert ask(headers=headers).status_code == 403
 
 
 def test_origins() -> None:
@@ -121,13 +136,35 @@ def test_origins() -> None:
     assert foreign_page({"host": "a:1"}, nobody) == ""
     assert foreign_page({"host": "A:1", "origin": "http://a:1"}, nobody) == ""
     assert foreign_page({"host": "a:1", "origin": "http://a:2"}, nobody) == "http://a:2"
+    assert foreign_page({"host": "a:1", "referer": "http://a:1/x?y"}, nobody) == ""
+    assert foreign_page({"host": "a:1", "referer": "http://a:2/a:1"}, nobody) == "http://a:2"
+    assert foreign_page({"host": "a", "referer": "http://[a"}, nobody)
     assert foreign_page({"host": "", "origin": "null"}, nobody) == "null"
     assert foreign_page({"host": "a", "origin": "x"}, AllowedOrigins(("*",))) == ""
+    assert foreign_page({"host": "a", "sec-fetch-site": "cross-site"}, AllowedOrigins(("*",))) == ""
+    assert foreign_page({"host": "a:1", "origin": "http://a:1", "sec-fetch-site": "same-site"}, nobody)
     pattern = AllowedOrigins(pattern=r"https://.*\.studio\.example")
     assert foreign_page({"host": "a", "origin": "https://b.studio.example"}, pattern) == ""
     assert foreign_page({"host": "a", "origin": "https://b.studio.example.evil"}, pattern)
-    assert not rebound_name({"host": "127.0.0.1:7860"}) and not rebound_name({"host": "[::1]:7860"})
-    assert not rebound_name({"host": "localhost"}) and not rebound_name({})
-    assert rebound_name({"host": "evil.example:7860"}) == "evil.example"
-    assert rebound_name({"host": "[::1"}) and rebound_name({"host": "10.0.0.1"})
     assert is_local("127.0.0.1") and is_local("::1") and is_local("localhost") and not is_local("0.0.0.0")
+
+
+def test_the_names_of_a_server() -> None:
+    alone, anywhere = ServedNames(), ServedNames("0.0.0.0", ["Studio.example"])
+    for host in ("127.0.0.1:7860", "127.0.0.2", "[::1]:7860", "localhost", "LOCALHOST:1"):
+        assert host in alone and host in anywhere
+    for host in (
+        "",
+        "evil.example:7860",
+        "[::1",
+        "10.0.0.1",
+        "localhost.evil.example",
+        "a@127.0.0.1",
+        "127.0.0.1/",
+    ):
+        assert host not in alone
+    assert "studio.example:7860" in anywhere and "10.0.0.1:7860" in anywhere
+    assert "evil.example" not in anywhere and "studio.example.evil" not in anywhere
+    assert anywhere.named("studio.example:443") and not anywhere.named("10.0.0.1") and not anywhere.named("")
+    assert "10.0.0.1:80" in ServedNames("10.0.0.1") and "10.0.0.2" not in ServedNames("10.0.0.1")
+    assert "box:7860" in ServedNames("Box")

@@ -23,6 +23,8 @@ from .webui_pages import Txt2img
 
 EXPECT_MS = 20_000
 """How long the page may take for what takes a moment on a machine that has nothing else to do."""
+ELSEWHERE = "evil.test"
+"""The name of another site, which leads to this machine all the same."""
 CHROMIUM_ARGUMENTS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -31,6 +33,8 @@ CHROMIUM_ARGUMENTS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--no-proxy-server",
+    f"--host-resolver-rules=MAP {ELSEWHERE} 127.0.0.1",
 ]
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 

@@ -31,14 +31,14 @@ class Server:
 
 
 @contextmanager
-def running(folder: Path) -> Iterator[Server]:
+def running(folder: Path, *flags: str) -> Iterator[Server]:
     """The server with copies of MiniXL's LoRAs in a folder of its own, stopped in the end."""
     loras, log = folder / "loras", folder / "serve.log"
     shutil.copytree(MINIXL / "loras", loras)
     url = f"http://127.0.0.1:{free_port()}/"
     port = url.rstrip("/").rpartition(":")[2]
     command = [sys.executable, "-m", "lib_ziplora", "serve", "--port", port, "--device", "cpu"]
-    command += ["--checkpoint", str(MINIXL / "model"), "--lora-dir", str(loras)]
+    command += ["--checkpoint", str(MINIXL / "model"), "--lora-dir", str(loras), *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     environment["XDG_CACHE_HOME"] = str(folder / "cache")
     with log.open("wb") as output:

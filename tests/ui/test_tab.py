@@ -9,7 +9,7 @@ import gradio as gr
 import pytest
 
 from lib_ziplora.config import setting_defaults, setting_fields
-from lib_ziplora.ui import compat, pickers, serve, tab
+from lib_ziplora.ui import compat, guard, pickers, tab
 from lib_ziplora.ui.forms import value_names
 from lib_ziplora.ui.handlers import Desk
 
@@ -171,4 +171,4 @@ def test_javascript_keyword_is_one_that_gradio_takes(page: Any) -> None:
 )
 def test_remote_elements_are_taken_out(element: bytes) -> None:
     kept = b'<script src="./assets/index.js"></script><link href="/theme.css"><script>"https://x"</script>'
-    assert serve.REMOTE_ELEMENTS.sub(b"", kept + element + kept) == kept * 2
+    assert guard.REMOTE_ELEMENTS.sub(b"", kept + element + kept) == kept * 2
