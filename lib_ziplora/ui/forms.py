@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
-from ..config import ROLES, LoraInput, MergeRequest, setting_fields, settings_from
+from ..config import ROLES, LoraInput, MergeRequest, Role, setting_fields, settings_from
 from ..errors import ConfigError
 from ..library.merges import Steerable
 from ..pipeline.reexport import ReexportRequest
@@ -45,6 +45,10 @@ class Slot:
         endings = ("", "_prompt", "_weight", *(("_role",) if self.optional else ()))
         return tuple(f"{self.name}{ending}" for ending in endings)
 
+    def role(self, given: Mapping[str, Any]) -> Role:
+        """What its LoRA brings; ``LoraInput`` refuses what is no role."""
+        return cast(Role, given[f"{self.name}_role"] if self.optional else self.name)
+
     def lora(self, given: Mapping[str, Any]) -> LoraInput | None:
         """The LoRA that its values ask for; None when it is optional and empty.
 
@@ -57,8 +61,7 @@ class Slot:
         if not name:
             raise ConfigError(f"No {self.name} is chosen. Choose a LoRA as {self.name}.")
         prompt = str(given[f"{self.name}_prompt"] or "")
-        role = given[f"{self.name}_role"] if self.optional else self.name
-        return LoraInput(str(name), prompt, 1.0 if weight is None else float(weight), role=role)
+        return LoraInput(str(name), prompt, 1.0 if weight is None else float(weight), role=self.role(given))
 
 
 PAIR = tuple(Slot(role) for role in ROLES)

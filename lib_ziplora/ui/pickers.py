@@ -157,8 +157,7 @@ def _combine_after(event: Any, desk: Desk, controls: Controls) -> Any:
         for slot in SLOTS:
             name, prompt = given[slot.name], given[f"{slot.name}_prompt"] or ""
             if name:
-                role = given[f"{slot.name}_role"] if slot.optional else slot.name
-                loras.append(Prompted(role, prompt, desk.shelf.trigger(name)))
+                loras.append(Prompted(slot.role(given), prompt, desk.shelf.trigger(name)))
         return [combined_prompt(loras)] * 2
 
     names = [name for slot in SLOTS for name in slot.value_names() if not name.endswith("_weight")]

@@ -27,7 +27,7 @@ def task_events(host: Host, desk: Desk, controls: Controls) -> Any:
     """Merge and Re-export, and everything about a task that runs; the event of a merge's end."""
     merged = _started_by("generate", value_names(), desk.prepare, desk.work, host, controls)
     merged.then(
-        lambda *names: prefilled(*names[2:], desk.output_name(*names[:2])),
+        lambda subject, style, *output: prefilled(output[0], output[1], desk.output_name(subject, style)),
         [controls[name] for name in ("subject", "style", "output", "output_filled")],
         [controls["output"], controls["output_filled"]],
         **quiet(),
@@ -38,7 +38,7 @@ def task_events(host: Host, desk: Desk, controls: Controls) -> Any:
         "reexport", STEER_VALUES, desk.prepare_reexport, desk.work_reexport, host, controls
     )
     exported.then(
-        lambda *names: prefilled(*names[1:], desk.steering(names[0]).output),
+        lambda name, *output: prefilled(output[0], output[1], desk.steering(name).output),
         [controls[name] for name in ("steer", "steer_output", "steer_output_filled")],
         [controls["steer_output"], controls["steer_output_filled"]],
         **quiet(),
