@@ -10,6 +10,7 @@ import torch
 from lib_ziplora.config import LoraInput, MergeRequest, MergeSettings
 from lib_ziplora.lora.formats.keys import canonical_modules
 from lib_ziplora.lora.io.read import read_lora
+from lib_ziplora.pipeline import merge
 from lib_ziplora.training import run as training
 from lib_ziplora.training.learnt import Learnt
 from lib_ziplora.ziplora.objective import effect
@@ -45,7 +46,7 @@ def drawn(tmp_path, monkeypatch):
     def run(seed, subject=REQUEST.loras[0]):
         settings = dataclasses.replace(SETTINGS, seed=seed)
         request = MergeRequest.pair(subject, REQUEST.loras[1], "both", True, settings)
-        run(request, PicoHost(tmp_path))
+        merge.run(request, PicoHost(tmp_path))
         return seen["train"], seen["heldout"]
 
     return run

@@ -86,5 +86,5 @@ def test_an_interrupted_loop_brings_the_parts_back(host):
 
 def test_a_method_without_updates_moves_nothing(host):
     host.free = 0
-    run(request(method="instant"), host)
+    merge.run(request(method="instant"), host)
     assert host.log == []
