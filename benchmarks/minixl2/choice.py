@@ -48,15 +48,15 @@ REPORTING_SUBJECTS = tuple(
 )
 HELDOUT_SUBJECTS = (*CHOOSING_SUBJECTS, *REPORTING_SUBJECTS)
 SUBJECT_TOKEN, STYLE_TOKEN = "sks", "szn"
-CHOOSING_STYLES = ("icon-park", "marketeq", "picon", "pixel/solid", "solar/broken", "streamline-cyber-color")
-REPORTING_STYLES = (
-    "glyphs-poly",
-    "ph/thin",
-    "pixelarticons",
-    "raphael",
+CHOOSING_STYLES = (
+    "marketeq",
+    "picon",
+    "pixel/solid",
     "solar/bold+duotone",
-    "streamline-sharp-color",
+    "solar/broken",
+    "streamline-cyber-color",
 )
+REPORTING_STYLES = ("glyphs-poly", "icon-park", "ph/thin", "pixelarticons", "raphael", "streamline-sharp-color")
 HELDOUT_STYLES = (*CHOOSING_STYLES, *REPORTING_STYLES)
 SIBLINGS = ("pixel", "pixelarticons/sharp", "streamline-cyber", "streamline-sharp-color/flat")
 """Nearly the same as a held-out style; nobody learns from them."""

@@ -78,7 +78,9 @@ def make(cache: Path, index: Path, pixels: Path) -> None:
     subject, style = np.array(numbers, dtype=np.int64).T
     np.savez(index, subject=subject, style=style, subjects=subjects, styles=styles)
     sets = {name.split("/")[0]: about[name.split("/")[0]] for name in styles}
-    (cache / "sets.json").write_text(json.dumps({"sets": sets, "repeats": repeats}, indent=1), encoding="utf-8")
+    (cache / "sets.json").write_text(
+        json.dumps({"sets": sets, "repeats": repeats}, indent=1), encoding="utf-8"
+    )
 
 
 def render(icon: Icon) -> np.ndarray[Any, Any]:

@@ -1,0 +1,128 @@
+"""MiniXL 2's data and training: names, captions, colours, held-out drawings, and text encoders with few tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from benchmarks.minixl2 import choice
+from benchmarks.minixl2.colour import is_ink, variant
+from benchmarks.minixl2.data import SIZE, Drawings, repeated_styles
+from benchmarks.minixl2.icons import Icon, split_name
+from benchmarks.minixl2.known import known_rows
+from benchmarks.minixl2.text import LENGTH, TextEncoders
+
+MODEL = Path(__file__).parents[2] / "benchmarks" / "minixl" / "model"
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "data", "subject", "variant"),
+    [
+        ("ph", "bell-thin", {"suffixes": {"": "Regular", "thin": "Thin"}}, "bell", "thin"),
+        ("ic", "baseline-lightbulb", {}, "lightbulb", "baseline"),
+        ("solar", "bell-bold-duotone", {"suffixes": {"bold": "Bold"}}, "bell", "bold+duotone"),
+        ("bxs", "bxs-crown", {}, "crown", ""),
+        ("mdi", "shopping-cart-outline", {}, "cart", "outline"),
+        ("mdi", "banana", {}, "banana", ""),
+        ("tabler", "rocket-2", {}, "rocket", ""),
+        ("fluent", "crown-24-filled", {}, "crown", "filled"),
+    ],
+)
+def test_a_name_says_subject_and_variant(
+    key: str, name: str, data: dict[str, object], subject: str, variant: str
+) -> None:
+    assert split_name(key, name, data) == (subject, variant)
+
+
+@pytest.mark.parametrize(("key", "name"), [("fluent", "crown-16-filled"), ("ic", "outline-bell-loop")])
+def test_other_sizes_and_animations_are_left_out(key: str, name: str) -> None:
+    assert split_name(key, name, {"suffixes": {"loop": "Loop"}}) is None
+
+
+def test_held_out_halves_share_nothing_with_each_other_or_with_training() -> None:
+    subjects = [choice.KNOWN_SUBJECTS, choice.CHOOSING_SUBJECTS, choice.REPORTING_SUBJECTS]
+    assert sum(map(len, subjects)) == len(set().union(*subjects))
+    assert len(choice.HELDOUT_SUBJECTS) >= 24
+    sets = [
+        {name.split("/")[0] for name in half} for half in (choice.CHOOSING_STYLES, choice.REPORTING_STYLES)
+    ]
+    assert not sets[0] & sets[1]
+    assert len(set(choice.HELDOUT_STYLES)) == len(choice.HELDOUT_STYLES) >= 12
+
+
+def test_known_rows_leave_out_held_out_subjects_styles_and_siblings() -> None:
+    subjects, styles = ("bell", "rocket"), ("pixel", "ph", "ph/thin")
+    pairs = np.array([(s, t) for s in range(2) for t in range(3)])
+    drawings = Drawings(np.zeros((6, 1, 1, 3), np.uint8), pairs[:, 0], pairs[:, 1], subjects, styles)
+    assert known_rows(drawings).tolist() == [1]  # the bell in ph
+
+
+def test_every_artist_has_a_name_of_its_own_and_of_one_token() -> None:
+    names = list(choice.ARTISTS.values())
+    assert len(set(names)) == len(names)
+    tokenizer = CLIPTokenizer.from_pretrained(MODEL / "tokenizer")
+    assert {len(ids) for ids in tokenizer(names).input_ids} == {3}  # begin, the name, end
+
+
+def test_the_longest_caption_fits_the_training_length() -> None:
+    words = choice.style_words("keyline-icons/sharp+two+tone") + " purple orange gradient"
+    longest = choice.caption("fire-extinguisher", words)
+    assert longest == "a fire extinguisher icon in jess sharp two tone purple orange gradient style"
+    tokenizer = CLIPTokenizer.from_pretrained(MODEL / "tokenizer")
+    assert len(tokenizer(longest).input_ids) <= LENGTH
+
+
+def test_a_colour_variant_maps_ink_and_paper_to_the_colours_that_its_words_name() -> None:
+    pixels = np.full((4, 4, 3), 255, np.uint8)
+    pixels[:, :2] = 0
+    seen = set()
+    for seed in range(60):
+        made, words = variant(pixels, seed)
+        top, bottom, paper = (tuple(made[spot].tolist()) for spot in ((0, 0), (3, 0), (0, 3)))
+        named = [choice.COLOURS.get(word) for word in words.split()]
+        if words.endswith("gradient"):
+            assert (top, bottom, paper) == (named[0], named[1], (255, 255, 255))
+        elif " on " in words:
+            assert top == bottom == (named[0] or (0, 0, 0))
+            assert paper == named[-1]
+        else:
+            assert (top, bottom, paper) == (named[0], named[0], (255, 255, 255))
+        seen.add("gradient" if words.endswith("gradient") else " on " in words)
+    assert seen == {"gradient", True, False}
+    assert is_ink(pixels)
+    assert not is_ink(np.array([[[255, 0, 0], [255, 255, 255]]], np.uint8))
+
+
+def test_a_style_that_repeats_a_larger_one_is_found() -> None:
+    generator = np.random.default_rng(0)
+    icons, pixels = [], []
+    for number in range(25):
+        picture = generator.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+        for style, drawn in (("a", picture), ("copy", picture), ("b", 255 - picture // 8)):
+            if (style, number) != ("copy", 0):
+                icons.append(Icon(f"s{number}", style, "", "", (0, 0, 1, 1)))
+                pixels.append(drawn)
+    assert repeated_styles(icons, np.stack(pixels)) == {"copy": "a"}
+
+
+def test_text_encoders_with_few_learnt_tokens_say_what_the_whole_ones_say() -> None:
+    prompts = ["a bell icon in leo thin style", "a sks icon"]
+    text = TextEncoders(MODEL)
+    ids = text.tokens(prompts)
+    text.keep_used(ids)
+    with torch.no_grad():
+        said = text(ids)
+        first = CLIPTextModel.from_pretrained(MODEL / "text_encoder").float()
+        second = CLIPTextModelWithProjection.from_pretrained(MODEL / "text_encoder_2").float()
+        expected = [
+            encoder(part, output_hidden_states=True)
+            for encoder, part in zip((first, second), ids, strict=True)
+        ]
+    torch.testing.assert_close(said.context, torch.cat([e.hidden_states[-2] for e in expected], -1))
+    torch.testing.assert_close(said.pooled, expected[1].text_embeds)
+    learnt = text.first.text_model.embeddings.token_embedding.rows.weight
+    assert learnt.shape[0] == len(torch.unique(ids[0]))
