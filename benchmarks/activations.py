@@ -22,8 +22,8 @@ from lib_ziplora.denoiser import Conditioning
 from lib_ziplora.lora.formats.keys import canonical_modules
 from lib_ziplora.lora.layer import LoraLayer
 from lib_ziplora.ziplora.coefficients import MergerCoefficients
-from lib_ziplora.ziplora.hooks import attach
-from lib_ziplora.ziplora.plans import in_order_of_worth
+from lib_ziplora.ziplora.hooks import lora_hooks
+from lib_ziplora.ziplora.memory import in_order_of_worth
 
 OUTSIDE = -1
 """The place of what is saved outside of every block."""
@@ -58,7 +58,7 @@ def counted(
     hooks = torch.autograd.graph.saved_tensors_hooks(counter.pack, lambda tensor: tensor)
     with ExitStack() as stack:
         stack.enter_context(counter.places(denoiser.checkpoint_blocks()))
-        stack.enter_context(attach(modules, coefficients.branches()))
+        stack.enter_context(lora_hooks(modules, coefficients.adapters()))
         stack.enter_context(efficient_attention())
         stack.enter_context(hooks)
         denoiser.predict(x_t, t, Conditioning(cond.context, cond.vector))

@@ -25,10 +25,9 @@ from lib_ziplora.lora.formats.keys import canonical_modules
 from lib_ziplora.lora.layer import LoraLayer
 from lib_ziplora.progress import lora_units
 from lib_ziplora.ziplora.coefficients import MergerCoefficients
-from lib_ziplora.ziplora.hooks import attach, static_factors
+from lib_ziplora.ziplora.hooks import adapters, checkpointed, lora_hooks
+from lib_ziplora.ziplora.memory import Plan
 from lib_ziplora.ziplora.objective import relative_error, similarity
-from lib_ziplora.ziplora.plans import Plan
-from lib_ziplora.ziplora.stepping import student
 
 SDXL_UNET = {
     "sample_size": 128,
@@ -109,10 +108,10 @@ def our_step(
 ) -> int:
     """One update of the loop: all concepts in one batch, forward and backward."""
     coefficients = MergerCoefficients.ones(concepts, "meta")
-    count = len(concepts)
+    count, recomputed = len(concepts), plan.recomputed(denoiser.checkpoint_blocks())
 
     def step() -> None:
-        with student(denoiser, modules, coefficients, plan):
+        with lora_hooks(modules, coefficients.adapters()), checkpointed(recomputed):
             x_t, t, cond = denoiser.inputs(count)
             output = denoiser.predict(x_t, t, cond)
             loss = relative_error(output, torch.empty_like(output), torch.ones(count, device="meta"))
@@ -137,8 +136,8 @@ def public_script_step(
             with dense_student(modules, deltas, vectors):
                 denoiser.predict(x_t, t, cond).square().mean().backward()
         for layers in concepts:
-            teacher = {name: static_factors(layer, "meta", torch.float32) for name, layer in layers.items()}
-            with torch.no_grad(), attach(modules, teacher):
+            teacher = adapters(layers, "meta", torch.float32)
+            with torch.no_grad(), lora_hooks(modules, teacher):
                 denoiser.predict(x_t, t, cond)
 
     return flops(step)

@@ -24,7 +24,7 @@ from lib_ziplora import cli
 from lib_ziplora.hosts.standalone import StandaloneHost
 from lib_ziplora.lora.formats.keys import canonical_modules
 from lib_ziplora.lora.io.read import read_lora
-from lib_ziplora.ziplora.hooks import attach, static_factors
+from lib_ziplora.ziplora.hooks import adapters, lora_hooks
 
 ROOT = Path(__file__).resolve().parent.parent
 MINIXL = ROOT / "benchmarks" / "minixl"
@@ -50,10 +50,8 @@ class Column:
 def draw(pipeline: Any, column: Column, seeds: Sequence[int]) -> list[Image.Image]:
     """One picture for each seed, drawn with the column's LoRA at strength 1."""
     layers = read_lora(column.lora).unet_layers()
-    branches = {
-        name: static_factors(layer, pipeline.device, pipeline.unet.dtype) for name, layer in layers.items()
-    }
-    with torch.no_grad(), attach(canonical_modules(pipeline.unet), branches):
+    branches = adapters(layers, pipeline.device, pipeline.unet.dtype)
+    with torch.no_grad(), lora_hooks(canonical_modules(pipeline.unet), branches):
         result = pipeline(
             [column.prompt] * len(seeds),
             width=SIZE,

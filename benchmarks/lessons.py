@@ -22,17 +22,17 @@ from lib_ziplora.progress import Meter
 from lib_ziplora.training.target_samples import Drawn, Teacher
 from lib_ziplora.ziplora.closed_form import Answer, Recording, each_alone, solve
 from lib_ziplora.ziplora.coefficients import Concept, MergerCoefficients
-from lib_ziplora.ziplora.hooks import attach, static_factors
-from lib_ziplora.ziplora.plans import Plan
+from lib_ziplora.ziplora.hooks import adapters, lora_hooks
+from lib_ziplora.ziplora.memory import Plan
 from lib_ziplora.ziplora.samples import Samples
-from lib_ziplora.ziplora.train import Outcome, Step, evaluate, optimize
+from lib_ziplora.ziplora.train import Term, TrainingResult, Update, evaluate, train
 
 MODEL = ROOT / "benchmarks" / "minixl" / "model"
 COMBINED_PROMPT = "a sks emoji in szn style"
 SIZE, UNSEEN_SEED = 128, 4242
 SETTINGS = MergeSettings(width=SIZE, height=SIZE, combined_prompt=COMBINED_PROMPT, start="ones", steps=100)
 """The defaults at the size that MiniXL was trained on, but from the balanced sum and with the updates that it needs."""
-FAST = Plan(together=True, checkpointing=0.0)
+FAST = Plan(batched=True, checkpointing=0.0)
 
 
 @dataclass(frozen=True)
@@ -80,13 +80,10 @@ class Lessons:
     answer_weight: float
 
     @property
-    def terms(self) -> list[Samples]:
-        """Samples of every error in the objective."""
-        return [part.train for part in self.drawn] + ([] if self.both is None else [self.both])
-
-    @property
-    def weights(self) -> list[float]:
-        return [1.0] * len(self.drawn) + ([] if self.both is None else [self.combined_weight])
+    def terms(self) -> list[Term]:
+        """The errors of the objective."""
+        both = [] if self.both is None else [Term("combined", self.both, self.combined_weight)]
+        return [*(Term("alone", part.train) for part in self.drawn), *both]
 
     @property
     def heldout(self) -> list[Samples]:
@@ -174,14 +171,13 @@ def unseen(at: Desk, strengths: Sequence[float]) -> Unseen:
 def taught_anew(at: Desk, lessons: Lessons) -> Lessons:
     """The same samples with the targets that this model's teachers give."""
     both = at.ones()
-    both.fill(lessons.strengths)
-    alone = [
-        {name: static_factors(layer, at.denoiser.device, at.denoiser.dtype) for name, layer in part.items()}
-        for part in at.concepts
-    ]
+    both.start_at(lessons.strengths)
+    alone = [adapters(part, at.denoiser.device, at.denoiser.dtype) for part in at.concepts]
     taught = []
-    for samples, branches in zip(lessons.terms, [*alone, both.branches()], strict=False):
-        with attach(at.modules, branches):
+    for samples, branches in zip(
+        [term.samples for term in lessons.terms], [*alone, both.adapters()], strict=False
+    ):
+        with lora_hooks(at.modules, branches):
             rows = [samples[i : i + 1] for i in range(len(samples))]
             target = torch.cat([at.denoiser.predict(row.x_t, row.t, row.cond) for row in rows])
         taught.append(dataclasses.replace(samples, target=target))
@@ -191,7 +187,7 @@ def taught_anew(at: Desk, lessons: Lessons) -> Lessons:
 def begin(at: Desk, lessons: Lessons, settings: MergeSettings) -> MergerCoefficients:
     """Where a merge's loop begins: the strengths of the lessons, or the closed form from there."""
     start = at.ones()
-    start.fill(lessons.strengths)
+    start.start_at(lessons.strengths)
     if settings.solves:
         solve(start, lessons.answers)
     return start
@@ -202,12 +198,11 @@ def learn(
     lessons: Lessons,
     settings: MergeSettings = SETTINGS,
     start: MergerCoefficients | None = None,
-    on_step: Callable[[Step], bool] = lambda step: True,
-) -> Outcome:
+    on_update: Callable[[Update], bool] = lambda update: True,
+) -> tuple[MergerCoefficients, TrainingResult]:
     """The loop, from where the settings begin or from given coefficients."""
-    if start is None:
-        start = begin(at, lessons, settings)
-    return optimize(at.denoiser, at.modules, start, lessons.terms, settings, on_step, lessons.weights, [FAST])
+    start = begin(at, lessons, settings) if start is None else start
+    return start, train(at.denoiser, at.modules, start, lessons.terms, settings, on_update, [FAST])
 
 
 def flat(coefficients: MergerCoefficients) -> Tensor:

@@ -30,9 +30,9 @@ from lib_ziplora.progress import Meter
 from lib_ziplora.training.footprint import estimate_memory
 from lib_ziplora.training.run import learn
 from lib_ziplora.ziplora.coefficients import Concept, MergerCoefficients
-from lib_ziplora.ziplora.plans import Plan, plans
+from lib_ziplora.ziplora.memory import Plan, plans
 from lib_ziplora.ziplora.samples import Samples
-from lib_ziplora.ziplora.train import optimize
+from lib_ziplora.ziplora.train import Term, train
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 TINY_UNET = {
@@ -135,21 +135,21 @@ def of_plan(
     itemsize = denoiser.dtype.itemsize
     weights = sum(p.numel() * p.element_size() for p in denoiser.unet.parameters())
     estimate = weights + estimate_memory(concepts, size, size, plan, itemsize=itemsize)
-    figures: dict[str, Any] = {"plan": plan.words, "estimated_gb": estimate / 1e9}
+    figures: dict[str, Any] = {"plan": plan.description, "estimated_gb": estimate / 1e9}
     settings = MergeSettings(steps=updates, width=size, height=size)
     clear(denoiser.device)
-    samples = [random_samples(denoiser, size // 8, 2) for _ in concepts]
+    terms = [Term("alone", random_samples(denoiser, size // 8, 2)) for _ in concepts]
     coefficients = MergerCoefficients.ones(concepts, denoiser.device, denoiser.dtype)
     times: list[float] = []
     try:
-        optimize(
+        train(
             denoiser,
             modules,
             coefficients,
-            samples,
+            terms,
             settings,
             lambda _: times.append(time.perf_counter()) is None,
-            allowed=[plan],
+            [plan],
         )
     except Exception as problem:  # noqa: BLE001, of any kind: the other plans are measured all the same
         return {**figures, "fits": False, "problem": str(problem)}
@@ -245,7 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     concepts = [random_lora(modules, args.rank, seed) for seed in (0, 1)]
     figures: dict[str, Any] = {**vars(args), "json": None, "machine": machine(device), "plans": []}
     for plan in plans("auto", "auto"):
-        with told(plan.words):
+        with told(plan.description):
             figures["plans"].append(of_plan(denoiser, concepts, plan, args.size, 3))
         print("  ", {name: value for name, value in figures["plans"][-1].items() if name != "plan"})
     with told("whole run"):

@@ -22,7 +22,7 @@ from benchmarks import lessons
 from benchmarks.lessons import Desk, Unseen
 from benchmarks.methods import ALIASES, ROOT, Pair, settings_of
 from lib_ziplora.config import MergeSettings
-from lib_ziplora.ziplora.train import Step
+from lib_ziplora.ziplora.train import Update
 
 METHODS = ("ours", "from-ones", "instant", "equation-5", "closed", "closed+20", "paper", "public")
 COLOURS = ("#2f5fe0", "#8fb1ff", "#d4af00", "#16a085", "#111111", "#8e44ad", "#e0600f", "#999999")
@@ -74,16 +74,16 @@ def curve(at: Desk, method: str, unseen: Unseen) -> list[Point]:
         points.append(Point(updates, now, *unseen.errors(at, coefficients)))
         clock.leave_out(clock.read() - now)
 
-    def on_step(step: Step) -> bool:
-        if step.index + 1 in MEASURED:  # on a CPU an update is told of once it is taken
-            measure(step.index + 1)
+    def on_update(update: Update) -> bool:
+        if update.index + 1 in MEASURED:
+            measure(update.index + 1)
         return True
 
     taught = lessons.draw(at, settings)
     coefficients = lessons.begin(at, taught, settings)
     measure(0)
     if settings.updates:
-        lessons.learn(at, taught, settings, coefficients, on_step)
+        lessons.learn(at, taught, settings, coefficients, on_update)
     return points
 
 

@@ -69,8 +69,8 @@ def learnt(
     """A run in a dtype: on samples of its own, or on given ones with targets of its own."""
     with lessons.desk(pair, dtype, device) as at:
         taught = lessons.draw(at, settings) if given is None else lessons.taught_anew(at, given)
-        outcome = lessons.learn(at, taught, settings)
-        return Learnt(lessons.flat(outcome.coefficients), outcome.skipped)
+        coefficients, result = lessons.learn(at, taught, settings)
+        return Learnt(lessons.flat(coefficients), result.skipped)
 
 
 def lessons_of(pair: Pair, settings: MergeSettings, device: str = "cpu") -> Lessons:

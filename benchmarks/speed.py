@@ -29,9 +29,9 @@ from benchmarks.memory import machine
 from benchmarks.methods import Pair
 from lib_ziplora.config import MergeSettings
 from lib_ziplora.ziplora.coefficients import Concept
-from lib_ziplora.ziplora.hooks import attach, static_factors
+from lib_ziplora.ziplora.hooks import adapters, lora_hooks
 from lib_ziplora.ziplora.objective import error
-from lib_ziplora.ziplora.stepping import Draw, drawings
+from lib_ziplora.ziplora.train import Draw, batches
 
 EQUATION_5 = replace(lessons.SETTINGS, combined_weight=0.0, balance=0.0)
 """The paper's objective, two errors and a similarity: the public script has no other."""
@@ -68,7 +68,7 @@ class PublicScript:
     """
 
     def __init__(self, at: Desk, taught: Lessons, settings: MergeSettings) -> None:
-        self.at, self.samples, self.settings = at, taught.terms, settings
+        self.at, self.terms, self.settings = at, taught.terms, settings
         self.deltas = {
             name: [layers[name].delta().to(at.denoiser.dtype) for layers in at.concepts]
             for name in at.modules
@@ -83,8 +83,7 @@ class PublicScript:
 
     def run(self, updates: int) -> Tensor:
         """So many updates; then the coefficients, in the order of ``lessons.flat``."""
-        draws = drawings([len(part) for part in self.samples], len(self.at.concepts), self.settings.seed)
-        for drawn in islice(draws, updates):
+        for drawn in islice(batches(self.terms, len(self.at.concepts), self.settings.seed), updates):
             self.update(drawn)
         return torch.cat([m.detach() for pair in self.vectors.values() for m in pair])
 
@@ -92,12 +91,12 @@ class PublicScript:
         """Two students, two teachers, one step of Adam."""
         self.adam.zero_grad()
         loss = self.similarity() * self.settings.similarity_lambda
-        for term, row, share in draws:
-            one = self.samples[term][row : row + 1]
+        for draw in draws:
+            sample = draw.sample
             with dense_student(self.at.modules, self.deltas, self.vectors):
-                output = self.at.denoiser.predict(one.x_t, one.t, one.cond)
-            target = self.teacher(self.at.concepts[term], one)
-            loss = loss + share * error(self.settings.objective, output, target, one.scale)
+                output = self.at.denoiser.predict(sample.x_t, sample.t, sample.cond)
+            target = self.teacher(self.at.concepts[draw.term], sample)
+            loss = loss + draw.weight * error(self.settings.objective, output, target, sample.scale)
         loss.backward()
         self.adam.step()
 
@@ -105,10 +104,8 @@ class PublicScript:
     def teacher(self, layers: Concept, one: lessons.Samples) -> Tensor:
         """What a LoRA by itself predicts."""
         denoiser = self.at.denoiser
-        branches = {
-            name: static_factors(layer, denoiser.device, denoiser.dtype) for name, layer in layers.items()
-        }
-        with attach(self.at.modules, branches):
+        branches = adapters(layers, denoiser.device, denoiser.dtype)
+        with lora_hooks(self.at.modules, branches):
             return denoiser.predict(one.x_t, one.t, one.cond)
 
     def similarity(self) -> Tensor:
@@ -126,7 +123,7 @@ def timed(work: Callable[[], Tensor]) -> tuple[Tensor, float]:
 def one_round(at: Desk, taught: Lessons, settings: MergeSettings) -> Round:
     """The updates of the settings by both, from the plain sum; what each prepares is not timed."""
     start, script = at.ones(), PublicScript(at, taught, settings)
-    found, ours = timed(lambda: lessons.flat(lessons.learn(at, taught, settings, start).coefficients))
+    found, ours = timed(lambda: lessons.flat(lessons.learn(at, taught, settings, start)[0]))
     expected, theirs = timed(lambda: script.run(settings.steps))
     apart = (found - expected).abs()
     return Round(ours, theirs, apart.mean().item(), apart.max().item(), (expected - 1).abs().mean().item())

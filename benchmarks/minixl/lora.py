@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from lib_ziplora.lora.formats.keys import canonical_modules
 from lib_ziplora.lora.io.write import write_lora
 from lib_ziplora.lora.layer import LoraLayer
-from lib_ziplora.ziplora.hooks import attach
+from lib_ziplora.ziplora.hooks import lora_hooks
 
 from . import parallel
 from .choice import (
@@ -139,7 +139,7 @@ def train(unet: Any, z: Tensor, said: Prompted, steps: int, rate: float) -> dict
     parameters = [*downs.values(), *ups.values()]
     adam, alpha_bar = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01), alphas()
     branches = {name: (lambda name=name: (downs[name], ups[name])) for name in modules}
-    with attach(modules, branches):
+    with lora_hooks(modules, branches):
         for step in range(steps):
             rows = torch.randint(len(z), (BATCH,), generator=generator)
             t = ((torch.rand(BATCH, generator=generator) + torch.arange(BATCH)) / BATCH * 1000).long()

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..lora.io.serialize import Shaped
-from ..ziplora.plans import Plan
+from ..ziplora.memory import Plan
 
 PIXELS_OF_A_LATENT = 64
 FP32 = 4
@@ -49,7 +49,7 @@ SDXL = (
     Blocks(2, 720, 720, 160),
     Blocks(3, 480, 480, 80),
 )
-"""In the order of ``plans.in_order_of_worth``."""
+"""In the order of ``memory.in_order_of_worth``."""
 OUTSIDE = Blocks(1, 3200, 6245, 0)
 """What is kept outside of every block."""
 PASSING = 4000
@@ -80,7 +80,7 @@ def estimate_memory(
         itemsize: bytes of a value in the dtype that the UNet computes in.
         samples: of an update; as many as there are LoRAs when None.
     """
-    batch = (len(loras) if samples is None else samples) if plan.together else 1
+    batch = (len(loras) if samples is None else samples) if plan.batched else 1
     pixels = batch * width * height / PIXELS_OF_A_LATENT
     values = activations(plan, attention_only(loras)) + PASSING
     kept = pixels * values * MARGIN * itemsize

@@ -15,7 +15,7 @@ from ..config import MergeSettings
 from ..denoiser import Denoiser
 from ..errors import OutOfMemoryError
 from ..lora.io.serialize import Shaped
-from ..ziplora.plans import Plan, plans
+from ..ziplora.memory import Plan, plans
 from .footprint import estimate_memory
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def fitting_plans(
     if needs[-1] * CERTAIN > free:
         raise OutOfMemoryError(_too_little(needs[-1], free, settings))
     first = next((i for i, need in enumerate(needs) if need <= free), len(allowed) - 1)
-    log.info("Plan: %s; %s", allowed[first].words, told(needs[first], free))
+    log.info("Plan: %s; %s", allowed[first].description, told(needs[first], free))
     return allowed[first:]
 
 
@@ -119,7 +119,7 @@ def foreseen_memory(
     itemsize = 2 if device.type == "cuda" else 4
     needs = [estimate_memory(loras, plan=plan, itemsize=itemsize, **size) for plan in allowed]
     first = next((i for i, need in enumerate(needs) if free is None or need <= free), len(allowed) - 1)
-    words = f"memory beside the checkpoint: {told(needs[first], free)} ({allowed[first].words})."
+    words = f"memory beside the checkpoint: {told(needs[first], free)} ({allowed[first].description})."
     if device.type == "cuda":
         return Foreseen(needs[first], f"GPU {words}")
     return Foreseen(needs[first], f"There is no CUDA GPU here, so it may take long. Main {words}")

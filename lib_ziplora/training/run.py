@@ -18,10 +18,10 @@ from ..progress import Meter, update_units
 from ..ziplora.closed_form import Answer, each_alone, solve
 from ..ziplora.coefficients import Concept, MergerCoefficients
 from ..ziplora.hooks import check_fit
+from ..ziplora.memory import Plan
 from ..ziplora.objective import similarity
-from ..ziplora.plans import Plan
 from ..ziplora.samples import Samples
-from ..ziplora.train import Outcome, Step, evaluate, optimize
+from ..ziplora.train import Term, TrainingResult, Update, evaluate, train
 from .learnt import Learnt
 from .memory import fits_at_once, fitting_plans
 from .strengths import Balance
@@ -91,7 +91,7 @@ def learn(
         outcome = _loop(denoiser, used, coefficients, taught.terms, settings, meter, allowed)
     after = _evaluate(denoiser, used, coefficients, taught.heldout, meter)
     vectors = tuple(coefficients.vectors(index) for index in range(len(concepts)))
-    return _figures(outcome, before, after, taught.balance), vectors
+    return _figures(outcome, coefficients, before, after, taught.balance), vectors
 
 
 def _room(
@@ -113,15 +113,6 @@ def _room(
 
 
 @dataclass(frozen=True)
-class _Term:
-    """One error of the objective: what it is called, its samples, its weight."""
-
-    name: str
-    samples: Samples
-    weight: float = 1.0
-
-
-@dataclass(frozen=True)
 class _Lessons:
     """What the coefficients are learnt from.
 
@@ -132,7 +123,7 @@ class _Lessons:
         balance: the strengths that the combined prompt is drawn at.
     """
 
-    terms: list[_Term]
+    terms: list[Term]
     answers: list[Answer]
     heldout: list[Samples]
     balance: Balance
@@ -152,19 +143,19 @@ def _lessons(
         for index, (layers, lora) in enumerate(zip(concepts, chosen, strict=True))
     ]
     names = labels([lora.role for lora in chosen])
-    terms = [_Term(name, part.train) for name, part in zip(names, drawn, strict=True)]
+    terms = [Term(name, part.train) for name, part in zip(names, drawn, strict=True)]
     answers = each_alone([part.recording for part in drawn])
     balance = teacher.balance(concepts, chosen, conditions)
     if settings.combines:
         both, recording = teacher.combined(concepts, balance.strengths, conditions)
-        terms.append(_Term("combined", both, settings.combined_weight))
+        terms.append(Term("combined", both, settings.combined_weight))
         answers.append(Answer(recording, balance.strengths, settings.answer_weight))
     return _Lessons(terms, answers, [part.heldout for part in drawn], balance)
 
 
 def _begin(coefficients: MergerCoefficients, taught: _Lessons, settings: MergeSettings, meter: Meter) -> None:
     """Set the coefficients to where the loop begins, and free the layers' recorded inputs."""
-    coefficients.fill(taught.balance.strengths)
+    coefficients.start_at(taught.balance.strengths)
     if settings.solves:
         meter.enter("solving", "Solving every layer by itself")
         solve(coefficients, taught.answers, on_batch=meter.stop_if_interrupted)
@@ -186,60 +177,67 @@ def _loop(
     denoiser: Denoiser,
     modules: Mapping[str, nn.Module],
     coefficients: MergerCoefficients,
-    terms: Sequence[_Term],
+    terms: Sequence[Term],
     settings: MergeSettings,
     meter: Meter,
     allowed: Sequence[Plan],
-) -> Outcome:
+) -> TrainingResult:
     """The updates of the coefficients; none where the settings want none."""
     if not settings.updates:
-        return Outcome(coefficients)
+        return TrainingResult()
     units = update_units(coefficients.concepts)
-    told = _told(meter, settings, [term.name for term in terms], units)
-    samples, weights = [term.samples for term in terms], [term.weight for term in terms]
-    outcome = optimize(denoiser, modules, coefficients, samples, settings, told, weights, allowed)
-    meter.skip(units * (settings.updates - len(outcome.steps)))
+    on_update = _told(meter, settings, [term.name for term in terms], units)
+    outcome = train(denoiser, modules, coefficients, terms, settings, on_update, allowed)
+    meter.skip(units * (settings.updates - len(outcome.updates)))
     return outcome
 
 
-def _told(meter: Meter, settings: MergeSettings, names: Sequence[str], units: int) -> Callable[[Step], bool]:
+def _told(
+    meter: Meter, settings: MergeSettings, names: Sequence[str], units: int
+) -> Callable[[Update], bool]:
     """The loop's callback: progress with figures, and the user's wish to finish now."""
     meter.enter("optimising", "First update")
     losses = [f"{name.replace(' ', '_')}_loss" for name in names]
 
-    def on_step(step: Step) -> bool:
+    def on_update(step: Update) -> bool:
         metrics = {
             "loss": sum(step.errors),
             **dict(zip(losses, step.errors, strict=True)),
             "similarity": step.similarity,
-            "travel": step.travel,
+            "travel": step.mean_change,
         }
         text = f"Update {step.index + 1} of {settings.steps}"
         meter.advance(units, text, metrics)
         return not meter.finish_requested()
 
-    return on_step
+    return on_update
 
 
-def _figures(outcome: Outcome, heldout_before: float, heldout_after: float, balance: Balance) -> Learnt:
-    first, last = outcome.steps[:10], outcome.steps[-10:]
-    shared = any(True for _ in outcome.coefficients.shared())
+def _figures(
+    outcome: TrainingResult,
+    coefficients: MergerCoefficients,
+    heldout_before: float,
+    heldout_after: float,
+    balance: Balance,
+) -> Learnt:
+    first, last = outcome.updates[:10], outcome.updates[-10:]
+    shared = any(True for _ in coefficients.shared())
     return Learnt(
-        steps=len(outcome.steps),
-        mean_travel=outcome.coefficients.travel().item(),
+        steps=len(outcome.updates),
+        mean_travel=coefficients.mean_change().item(),
         similarity_start=1.0 if shared else 0.0,
-        similarity_end=similarity(outcome.coefficients).item(),
+        similarity_end=similarity(coefficients).item(),
         loss_start=_mean_loss(first),
         loss_end=_mean_loss(last),
         heldout_loss_start=heldout_before,
         heldout_loss_end=heldout_after,
         skipped_steps=outcome.skipped,
         stopped_early=outcome.stopped_early,
-        plan=outcome.plan.words if outcome.plan else "",
+        plan=outcome.plan.description if outcome.plan else "",
         subject_share=balance.share,
         strengths=balance.strengths,
     )
 
 
-def _mean_loss(steps: Sequence[Step]) -> float | None:
+def _mean_loss(steps: Sequence[Update]) -> float | None:
     return sum(sum(step.errors) for step in steps) / len(steps) if steps else None

@@ -15,7 +15,7 @@ from ..denoiser import Conditioning, Denoiser
 from ..errors import ConfigError
 from ..progress import WEIGHED_PICTURES, WEIGHED_STEPS
 from ..ziplora.coefficients import Concept, MergerCoefficients
-from ..ziplora.hooks import attach, static_factors
+from ..ziplora.hooks import adapters, lora_hooks
 from ..ziplora.likelihood import balance, denoising_error
 from ..ziplora.samples import picture
 
@@ -135,15 +135,13 @@ class Scales:
     def _together(self, strengths: Sequence[float]) -> list[Tensor]:
         """What the plain sum at these strengths draws for the combined prompt."""
         plain = MergerCoefficients.ones(self.concepts, self.denoiser.device, self.denoiser.dtype)
-        plain.fill(strengths)
-        with attach(self.modules, plain.branches()):
+        plain.start_at(strengths)
+        with lora_hooks(self.modules, plain.adapters()):
             return self._draw(self.conditions.together)
 
     def _alone(self, index: int) -> AbstractContextManager[None]:
         device, dtype, layers = self.denoiser.device, self.denoiser.dtype, self.concepts[index]
-        return attach(
-            self.modules, {name: static_factors(layer, device, dtype) for name, layer in layers.items()}
-        )
+        return lora_hooks(self.modules, adapters(layers, device, dtype))
 
     def _draw(self, cond: Conditioning) -> list[Tensor]:
         return [

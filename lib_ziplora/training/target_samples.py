@@ -16,7 +16,7 @@ from ..hosts import Session
 from ..progress import Meter, heldout_steps
 from ..ziplora.closed_form import TOKENS, Recording, recorded
 from ..ziplora.coefficients import Concept, MergerCoefficients
-from ..ziplora.hooks import attach, static_factors
+from ..ziplora.hooks import adapters, lora_hooks
 from ..ziplora.samples import Samples, assemble, noised, predict_each, require_effect, scaled_like, trajectory
 from .images import load_images
 from .strengths import Balance, Conditions, Scales, latent_shape
@@ -76,9 +76,7 @@ class Teacher:
         self.meter.enter("sampling", f"Drawing with {Path(lora.lora).stem}")
         device, dtype = self.denoiser.device, self.denoiser.dtype
         draw = self._noised_images(lora, cond, seed) if lora.images else self._trajectories(cond, uncond)
-        with attach(
-            self.modules, {name: static_factors(layer, device, dtype) for name, layer in layers.items()}
-        ):
+        with lora_hooks(self.modules, adapters(layers, device, dtype)):
             with self._recorded(seed) as recording:
                 train = draw(seed, self.settings.trajectories, self.settings.sampling_steps)
             heldout = draw(seed + HELDOUT_SEED, 1, heldout_steps(self.settings))
@@ -112,10 +110,10 @@ class Teacher:
         self.meter.enter("sampling", "Drawing the combined prompt")
         cond = conditions.together
         plain = MergerCoefficients.ones(concepts, self.denoiser.device, self.denoiser.dtype)
-        plain.fill(strengths)
+        plain.start_at(strengths)
         draw = self._trajectories(cond, conditions.uncond)
         seed = self.settings.seed + 2 * len(concepts)
-        with attach(self.modules, plain.branches()), self._recorded(seed) as recording:
+        with lora_hooks(self.modules, plain.adapters()), self._recorded(seed) as recording:
             drawn = draw(seed, self.settings.trajectories, self.settings.sampling_steps)
         x_t, t, target = drawn
         first = slice(self.settings.sampling_steps)

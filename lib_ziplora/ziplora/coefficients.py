@@ -78,7 +78,7 @@ class MergerCoefficients:
         return MergerCoefficients({name: _layer_of_ones(name, concepts, device, dtype) for name in names})
 
     @torch.no_grad()
-    def fill(self, strengths: Sequence[float]) -> None:
+    def start_at(self, strengths: Sequence[float]) -> None:
         """Start from a weighted plain sum: every coefficient of a concept becomes its strength."""
         for name, layer in self.layers.items():
             for row, concept in enumerate(layer.concepts):
@@ -86,7 +86,7 @@ class MergerCoefficients:
             layer.m.copy_(self._start[name].expand_as(layer.m))
 
     @torch.no_grad()
-    def travel(self) -> Tensor:
+    def mean_change(self) -> Tensor:
         """Mean |m - start| over all coefficients: how far they have come from the plain sum."""
         return torch.cat(
             [(layer.m - self._start[name]).abs().flatten() for name, layer in self.layers.items()]
@@ -100,8 +100,8 @@ class MergerCoefficients:
     def parameters(self) -> list[Tensor]:
         return [layer.m for layer in self.layers.values()]
 
-    def branches(self) -> dict[str, Factors]:
-        """The merged LoRA's factors by layer, as ``patch.attach`` takes them."""
+    def adapters(self) -> dict[str, Factors]:
+        """The merged LoRA's factors by layer, for ``lora_hooks``."""
         return {name: layer.factors for name, layer in self.layers.items()}
 
     def shared(self) -> Iterator[LayerCoefficients]:

@@ -1,7 +1,6 @@
-"""Low-rank branches on somebody else's modules, attached for the time of a ``with`` block.
+"""Forward hooks that add a LoRA to somebody else's model, and activation checkpointing, for the time of a block.
 
-A branch adds ``up @ down @ x`` to a module's output through a forward hook: no weight is
-touched, no dense (out, in) matrix is formed, and leaving the block removes every hook.
+No weight is touched, no dense (out, in) matrix is formed, and leaving the block undoes everything.
 """
 
 from __future__ import annotations
@@ -49,32 +48,38 @@ def _without_ones(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(shape[:2]) if all(size == 1 for size in shape[2:]) else tuple(shape)
 
 
-def static_factors(layer: LoraLayer, device: torch.device | str, dtype: torch.dtype) -> Factors:
-    """The factors of a LoRA layer as it is, its scaling folded into ``up``."""
-    down = layer.down.to(device, dtype)
-    up = (layer.up.float() * layer.scaling).to(device, dtype)
-    return lambda: (down, up)
+def adapters(
+    layers: Mapping[str, LoraLayer], device: torch.device | str, dtype: torch.dtype
+) -> dict[str, Factors]:
+    """The factors of a LoRA's layers as they are, the scaling folded into ``up``, for ``lora_hooks``."""
+
+    def fixed(layer: LoraLayer) -> Factors:
+        down = layer.down.to(device, dtype)
+        up = (layer.up.float() * layer.scaling).to(device, dtype)
+        return lambda: (down, up)
+
+    return {name: fixed(layer) for name, layer in layers.items()}
 
 
 @contextmanager
-def attach(modules: Mapping[str, nn.Module], branches: Mapping[str, Factors]) -> Iterator[None]:
-    """Add a low-rank branch to each named module inside the block.
+def lora_hooks(modules: Mapping[str, nn.Module], adapters: Mapping[str, Factors]) -> Iterator[None]:
+    """Forward hooks that add ``up @ down @ x`` to the outputs of the named modules, inside the block.
 
     Args:
         modules: canonical name -> linear or convolution module.
-        branches: canonical name -> its factors, asked for anew in every forward.
+        adapters: canonical name -> its factors, asked for anew in every forward.
     """
     handles = []
     try:
-        for name, factors in branches.items():
-            handles.append(modules[name].register_forward_hook(functools.partial(_add_branch, factors)))
+        for name, factors in adapters.items():
+            handles.append(modules[name].register_forward_hook(functools.partial(_add_low_rank, factors)))
         yield
     finally:
         for handle in reversed(handles):
             handle.remove()
 
 
-def _add_branch(factors: Factors, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+def _add_low_rank(factors: Factors, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
     down, up = factors()
     return output + low_rank(module, inputs[0], down, up).to(output.dtype)
 

@@ -82,7 +82,7 @@ def largest_scores(at: Desk, given: Lessons) -> list[float]:
 
     F.scaled_dot_product_attention = attention
     try:
-        for samples in given.terms:
+        for samples in (term.samples for term in given.terms):
             for i in range(len(samples)):
                 found.append(0.0)
                 at.denoiser.predict(samples.x_t[i : i + 1], samples.t[i : i + 1], samples.cond[i : i + 1])
@@ -99,10 +99,10 @@ def test_attention_that_overflows_on_some_samples_leaves_numbers_and_is_counted(
         at.denoiser.predict = in_fp32(at)
         with overflowing_attention(at, factor):
             plain = dataclasses.replace(SETTINGS, combined_weight=0.0)
-            outcome = lessons.learn(at, dataclasses.replace(given, both=None), plain, at.ones())
-    values = lessons.flat(outcome.coefficients)
-    assert 0 < outcome.skipped < len(outcome.steps)
-    assert any(not all(map(math.isfinite, step.errors)) for step in outcome.steps), (
+            coefficients, result = lessons.learn(at, dataclasses.replace(given, both=None), plain, at.ones())
+    values = lessons.flat(coefficients)
+    assert 0 < result.skipped < len(result.updates)
+    assert any(not all(map(math.isfinite, update.errors)) for update in result.updates), (
         "it is attention that overflows"
     )
     assert torch.isfinite(values).all() and (values != 1).any()

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from benchmarks import memory
-from lib_ziplora.ziplora.plans import plans
+from lib_ziplora.ziplora.memory import plans
 
 
 def test_every_plan_and_a_whole_run_are_measured(tmp_path):
@@ -15,7 +15,7 @@ def test_every_plan_and_a_whole_run_are_measured(tmp_path):
     arguments = ["--tiny", "--dtype", "fp32", "--size", "64", "--rank", "2", "--updates", "2", "--profile"]
     memory.main([*arguments, "--json", str(file)])
     figures = json.loads(file.read_text())
-    assert [row["plan"] for row in figures["plans"]] == [plan.words for plan in plans("auto", "auto")]
+    assert [row["plan"] for row in figures["plans"]] == [plan.description for plan in plans("auto", "auto")]
     assert all(row["fits"] and row["seconds_an_update"] > 0 for row in figures["plans"])
     assert figures["run"]["plan"] and figures["run"]["updates"] == 2
 

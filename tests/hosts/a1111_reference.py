@@ -18,7 +18,7 @@ from lib_ziplora.hosts import Host
 from lib_ziplora.lora.formats.keys import canonical_modules
 from lib_ziplora.lora.io.read import read_lora
 from lib_ziplora.pipeline.merge import run
-from lib_ziplora.ziplora.hooks import attach, static_factors
+from lib_ziplora.ziplora.hooks import adapters, lora_hooks
 
 
 def predictions(host: Host, given: dict[str, torch.Tensor], asked: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -31,8 +31,8 @@ def predictions(host: Host, given: dict[str, torch.Tensor], asked: dict[str, Any
         results["context"] = cond.context.contiguous()
         for name, file in asked["files"].items():
             layers = read_lora(file).unet_layers() if file else {}
-            branches = {key: static_factors(layer, "cpu", torch.float32) for key, layer in layers.items()}
-            with attach(modules, branches):
+            branches = adapters(layers, "cpu", torch.float32)
+            with lora_hooks(modules, branches):
                 results[name] = session.denoiser.predict(given["x_t"], given["t"], cond)
         alphas = session.denoiser.alphas_cumprod
         results["alphas_cumprod"] = alphas.clone()

@@ -14,7 +14,7 @@ from lib_ziplora.errors import HostError
 from lib_ziplora.hosts.a1111 import A1111Host
 from lib_ziplora.lora.formats.keys import canonical_modules
 from lib_ziplora.lora.io.read import read_lora
-from lib_ziplora.ziplora.hooks import attach, checkpointed, static_factors
+from lib_ziplora.ziplora.hooks import adapters, checkpointed, lora_hooks
 
 from . import a1111_webui as webui
 
@@ -53,9 +53,9 @@ def test_a_branch_equals_the_webuis_own_lora(host: A1111Host, strength: float) -
     with host.open() as session:
         modules = canonical_modules(session.denoiser.unet)
         assert set(layers) <= set(modules)
-        factors = {name: static_factors(layer, "cpu", torch.float32) for name, layer in layers.items()}
+        factors = adapters(layers, "cpu", torch.float32)
         scaled = {name: (lambda f=f: (f()[0], strength * f()[1])) for name, f in factors.items()}
-        with attach(modules, scaled):
+        with lora_hooks(modules, scaled):
             ours = predict(session)
     assert webui.relative(base, own) > 0.02
     assert webui.relative(ours, own) < 1e-5
@@ -89,7 +89,7 @@ def gradients(session: Any, recompute: bool) -> dict[str, Tensor]:
     }
     x_t, t, cond = webui.inputs()
     blocks = session.denoiser.checkpoint_blocks() if recompute else []
-    with attach(canonical_modules(session.denoiser.unet), branches), checkpointed(blocks):
+    with lora_hooks(canonical_modules(session.denoiser.unet), branches), checkpointed(blocks):
         session.denoiser.predict(
             x_t, t, Conditioning(cond["crossattn"], cond["vector"])
         ).square().sum().backward()

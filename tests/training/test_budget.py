@@ -16,7 +16,7 @@ from lib_ziplora.pipeline.preflight import preflight
 from lib_ziplora.progress import combined_units, lora_units
 from lib_ziplora.training import memory
 from lib_ziplora.training.footprint import estimate_memory
-from lib_ziplora.ziplora.plans import Plan, plans
+from lib_ziplora.ziplora.memory import Plan, plans
 
 from ..support.small_merges import pico_host, request
 
@@ -84,13 +84,13 @@ def test_the_fastest_plan_that_the_free_memory_has_room_for_is_taken_and_told(
     with caplog.at_level(logging.INFO):
         found = memory.fitting_plans(learnt_layers(host), asked.settings, host.denoiser)
     assert found == every[index:]
-    assert every[index].words in caplog.text
+    assert every[index].description in caplog.text
 
 
 def test_the_report_says_which_plan_was_taken(host, monkeypatch):
-    assert run(request(method="ziplora", steps=1), host).plan == Plan(True, 0.0).words
+    assert run(request(method="ziplora", steps=1), host).plan == Plan(True, 0.0).description
     asked = request(method="ziplora", steps=1, batching="separate", checkpointing="on")
-    assert run(dataclasses.replace(asked, overwrite=True), host).plan == Plan(False, 1.0).words
+    assert run(dataclasses.replace(asked, overwrite=True), host).plan == Plan(False, 1.0).description
     direct = dataclasses.replace(request(method="direct"), overwrite=True)
     assert run(direct, host).plan == ""
 
@@ -129,7 +129,7 @@ def test_preflight_tells_of_the_gpus_memory_where_there_is_one(host, monkeypatch
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     given(20 * 10**9, monkeypatch)
     (remark,) = [one for one in preflight(request(method="ziplora"), host).remarks if "GPU memory" in one]
-    assert "20.0 GB free" in remark and plans("auto", "auto")[0].words in remark
+    assert "20.0 GB free" in remark and plans("auto", "auto")[0].description in remark
     assert not any("GPU memory" in remark for remark in preflight(request(method="direct"), host).remarks)
 
 

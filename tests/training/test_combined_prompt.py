@@ -11,7 +11,7 @@ from lib_ziplora.lora.formats.keys import canonical_modules
 from lib_ziplora.lora.io.read import read_lora
 from lib_ziplora.pipeline.merge import run
 from lib_ziplora.training import run as training
-from lib_ziplora.ziplora.hooks import attach, static_factors
+from lib_ziplora.ziplora.hooks import adapters, lora_hooks
 
 from ..support.small_merges import merged, pico_host, request
 
@@ -25,13 +25,14 @@ def host(tmp_path):
 
 def learnt(host, monkeypatch, **settings):
     """Merges; gives the training samples, the weights of their errors, and the events."""
-    seen, optimize = {}, training.optimize
+    seen, train = {}, training.train
 
-    def watched(denoiser, modules, coefficients, samples, settings, on_step, weights, allowed):
-        seen.update(samples=list(samples), weights=list(weights), denoiser=denoiser, modules=modules)
-        return optimize(denoiser, modules, coefficients, samples, settings, on_step, weights, allowed)
+    def watched(denoiser, modules, coefficients, terms, *rest):
+        samples, weights = [term.samples for term in terms], [term.weight for term in terms]
+        seen.update(samples=samples, weights=weights, denoiser=denoiser, modules=modules)
+        return train(denoiser, modules, coefficients, terms, *rest)
 
-    monkeypatch.setattr(training, "optimize", watched)
+    monkeypatch.setattr(training, "train", watched)
     seen["events"] = []
     asked = request(method="ziplora", **settings)
     run(dataclasses.replace(asked, overwrite=True), host, seen["events"].append)
@@ -47,10 +48,10 @@ def test_the_third_target_is_the_plain_sums_own_prediction(host, monkeypatch):
     with torch.no_grad():
         base = seen["denoiser"].predict(anchor.x_t, anchor.t, anchor.cond)
         branches = [
-            {n: static_factors(layer, "cpu", torch.float32) for n, layer in lora.unet_layers().items()}
+            adapters(lora.unet_layers(), "cpu", torch.float32)
             for lora in (read_lora(host.folder / f"{name}.safetensors") for name in ("dog", "ink"))
         ]
-        with attach(modules, branches[0]), attach(modules, branches[1]):
+        with lora_hooks(modules, branches[0]), lora_hooks(modules, branches[1]):
             both = seen["denoiser"].predict(anchor.x_t, anchor.t, anchor.cond)
     assert (anchor.target - both).norm() < 1e-3 * (both - base).norm()
 
@@ -91,8 +92,8 @@ def test_the_merge_stays_closer_to_the_plain_sum_on_the_combined_prompt(host, mo
         layers = merged(host).unet_layers()
         seen = learnt(host, monkeypatch, combined_prompt=PROMPT, combined_weight=1.0, balance=0.0)
         anchor, denoiser = seen["samples"][2], seen["denoiser"]
-        factors = {n: static_factors(layer, "cpu", torch.float32) for n, layer in layers.items()}
-        with torch.no_grad(), attach(canonical_modules(denoiser.unet), factors):
+        factors = adapters(layers, "cpu", torch.float32)
+        with torch.no_grad(), lora_hooks(canonical_modules(denoiser.unet), factors):
             output = denoiser.predict(anchor.x_t, anchor.t, anchor.cond)
         errors[weight] = ((output - anchor.target).square().flatten(1).mean(1) / anchor.scale).mean().item()
     assert errors[100.0] < 0.7 * errors[0.0]

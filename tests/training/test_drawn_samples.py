@@ -30,17 +30,17 @@ def drawn(tmp_path, monkeypatch):
     write_kohya(tmp_path / "dog.safetensors", module_names(), seed=1)
     write_kohya(tmp_path / "ink.safetensors", module_names(), seed=2)
     seen = {}
-    optimize, evaluate = training.optimize, training.evaluate
+    train, evaluate = training.train, training.evaluate
 
-    def watched_optimize(denoiser, modules, coefficients, samples, *rest):
-        seen["train"] = list(samples)
-        return optimize(denoiser, modules, coefficients, samples, *rest)
+    def watched_train(denoiser, modules, coefficients, terms, *rest):
+        seen["train"] = [term.samples for term in terms]
+        return train(denoiser, modules, coefficients, terms, *rest)
 
     def watched_evaluate(denoiser, modules, coefficients, samples):
         seen["heldout"] = list(samples)
         return evaluate(denoiser, modules, coefficients, samples)
 
-    monkeypatch.setattr(training, "optimize", watched_optimize)
+    monkeypatch.setattr(training, "train", watched_train)
     monkeypatch.setattr(training, "evaluate", watched_evaluate)
 
     def run(seed, subject=REQUEST.loras[0]):

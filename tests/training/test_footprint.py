@@ -9,12 +9,11 @@ import pytest
 pytest.importorskip("diffusers", reason="counts activations on diffusers' UNet")
 
 from benchmarks.activations import OUTSIDE, counted
-
 from benchmarks.cost import MetaDenoiser, attention_only, lora
 from lib_ziplora.lora.formats.keys import canonical_modules
 from lib_ziplora.training import footprint
 from lib_ziplora.training.footprint import activations, estimate_memory, merged_values
-from lib_ziplora.ziplora.plans import Plan, in_order_of_worth, plans
+from lib_ziplora.ziplora.memory import Plan, in_order_of_worth, plans
 
 GIB = 2**30
 

@@ -11,7 +11,7 @@ from lib_ziplora.ziplora import closed_form as analytic
 from lib_ziplora.ziplora import train as loop
 from lib_ziplora.ziplora.closed_form import Answer, each_alone, input_columns, recorded, solve
 from lib_ziplora.ziplora.coefficients import MergerCoefficients
-from lib_ziplora.ziplora.hooks import attach, static_factors
+from lib_ziplora.ziplora.hooks import adapters, lora_hooks
 
 from ..support.pico import PicoDenoiser, conditioning
 from .test_train import world
@@ -100,7 +100,7 @@ def test_the_solution_is_the_least_squares_solution(present, kernel):
     inputs = [torch.randn(count, columns, generator=generator) * count / 50 for count in (50, 70, 60)]
     strengths, weights, start = [(1.0, 0.0), (0.0, 1.0), (0.9, 0.4)], [1.0, 1.0, 5.0], (0.9, 0.4)
     coefficients = MergerCoefficients.ones([{"a": layer} if layer else {} for layer in layers])
-    coefficients.fill(start)
+    coefficients.start_at(start)
     answers = [
         Answer({"a": [part]}, row, weight)
         for part, row, weight in zip(inputs, strengths, weights, strict=True)
@@ -142,11 +142,11 @@ def test_the_objective_falls_on_samples_that_were_not_recorded():
     before = loop.evaluate(denoiser, denoiser.modules(), coefficients, heldout)
     recordings = []
     for layers, samples in zip(concepts, train, strict=True):
-        factors = {name: static_factors(layer, "cpu", torch.float32) for name, layer in layers.items()}
+        factors = adapters(layers, "cpu", torch.float32)
         generator = torch.Generator().manual_seed(0)
         with (
             torch.no_grad(),
-            attach(denoiser.modules(), factors),
+            lora_hooks(denoiser.modules(), factors),
             recorded(denoiser.modules(), 16, generator) as kept,
         ):
             for row in range(len(samples)):

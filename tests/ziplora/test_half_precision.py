@@ -10,9 +10,9 @@ import torch
 
 from lib_ziplora.ziplora import train as loop
 from lib_ziplora.ziplora.coefficients import MergerCoefficients
-from lib_ziplora.ziplora.stepping import Stepper
+from lib_ziplora.ziplora.train import Draw, Term, backward
 
-from .test_train import SETTINGS, world
+from .test_train import BATCHED, SETTINGS, world
 
 LARGEST = torch.finfo(torch.float16).max
 
@@ -37,10 +37,9 @@ def learnt(dtype, steps=40, on_unet=lambda unet: None):
     coefficients = MergerCoefficients.ones(concepts)
     with rounded_to(denoiser.unet, dtype):
         settings = dataclasses.replace(SETTINGS, steps=steps)
-        outcome = loop.optimize(
-            denoiser, denoiser.modules(), coefficients, train, settings, lambda step: True
-        )
-    return torch.cat([m.detach().flatten() for m in coefficients.parameters()]), outcome
+        terms = [Term(str(number), samples) for number, samples in enumerate(train)]
+        result = loop.train(denoiser, denoiser.modules(), coefficients, terms, settings)
+    return torch.cat([m.detach().flatten() for m in coefficients.parameters()]), result
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -55,10 +54,11 @@ def first_gradient(dtype, loss_scale):
     denoiser, concepts, train, _ = world()
     faint = [dataclasses.replace(part, scale=part.scale * 1e6) for part in train]
     settings = dataclasses.replace(SETTINGS, similarity_lambda=0.0)
-    step = Stepper(denoiser, denoiser.modules(), faint, settings, MergerCoefficients.ones(concepts))
-    step.loss_scale = torch.tensor(loss_scale)
+    coefficients = MergerCoefficients.ones(concepts)
+    draws = [Draw(0, faint[0][0:1]), Draw(1, faint[1][1:2])]
     with rounded_to(denoiser.unet, dtype):
-        return step([(0, 0, 1.0), (1, 1, 1.0)])[0]
+        backward(denoiser, denoiser.modules(), coefficients, draws, settings, loss_scale, BATCHED)
+    return torch.cat([m.grad.flatten() for m in coefficients.parameters()])
 
 
 def test_the_loss_scale_keeps_gradients_that_fp16_would_lose():
@@ -74,7 +74,7 @@ def test_gradients_that_overflow_at_first_are_left_out_until_the_loss_scale_has_
         unet.conv_out.register_full_backward_pre_hook(lambda _, grads: tuple(1e3 * grad for grad in grads))
 
     found, outcome = learnt(torch.float16, on_unet=steep)
-    assert 0 < outcome.skipped < len(outcome.steps) / 2
+    assert 0 < outcome.skipped < len(outcome.updates) / 2
     assert torch.isfinite(found).all() and (found - 1).abs().mean() > 0.05
 
 
@@ -88,5 +88,5 @@ def test_activations_that_overflow_now_and_then_leave_no_nan_and_are_counted():
     found, outcome = learnt(
         torch.float16, on_unet=lambda unet: unet.blocks[0].conv.register_forward_hook(sometimes)
     )
-    assert 0 < outcome.skipped < len(outcome.steps)
+    assert 0 < outcome.skipped < len(outcome.updates)
     assert torch.isfinite(found).all() and (found != 1).any()

@@ -10,13 +10,13 @@ import torch
 from lib_ziplora.errors import IncompatibleError
 from lib_ziplora.lora.algebra import merge_layers
 from lib_ziplora.ziplora.coefficients import MergerCoefficients
-from lib_ziplora.ziplora.hooks import attach, check_fit, checkpointed, static_factors
+from lib_ziplora.ziplora.hooks import adapters, check_fit, checkpointed, lora_hooks
 
 from ..support.pico import PicoDenoiser, conditioning, random_lora
 
 
 def factors_of(layers):
-    return {name: static_factors(layer, "cpu", torch.float32) for name, layer in layers.items()}
+    return adapters(layers, "cpu", torch.float32)
 
 
 def with_merged_weights(denoiser, layers):
@@ -37,7 +37,7 @@ def test_forward_with_branches_is_forward_with_the_weights_merged(inputs):
     denoiser = PicoDenoiser()
     lora = random_lora(denoiser, rank=3, seed=1)
     plain = denoiser.predict(*inputs)
-    with attach(denoiser.modules(), factors_of(lora)):
+    with lora_hooks(denoiser.modules(), factors_of(lora)):
         branched = denoiser.predict(*inputs)
     merged = with_merged_weights(denoiser, lora).predict(*inputs)
     torch.testing.assert_close(branched, merged, rtol=1e-4, atol=1e-5)
@@ -53,7 +53,7 @@ def test_student_of_random_coefficients_is_the_file_that_would_be_written(inputs
     for m in coefficients.parameters():
         m.data.uniform_(-1, 2)
     layers = merge_layers([subject, style], coefficients=[coefficients.vectors(i) for i in range(2)])
-    with attach(denoiser.modules(), coefficients.branches()):
+    with lora_hooks(denoiser.modules(), coefficients.adapters()):
         branched = denoiser.predict(*inputs)
     merged = with_merged_weights(denoiser, layers).predict(*inputs)
     torch.testing.assert_close(branched, merged, rtol=1e-4, atol=1e-5)
@@ -68,7 +68,7 @@ def test_nothing_is_left_on_the_modules(inputs, end):
     blocks = denoiser.checkpoint_blocks()
     blocks[1].__dict__["forward"] = kept = blocks[1].forward
     try:
-        with attach(denoiser.modules(), factors_of(lora)), checkpointed(blocks):
+        with lora_hooks(denoiser.modules(), factors_of(lora)), checkpointed(blocks):
             denoiser.predict(*inputs)
             if end == "exception":
                 raise RuntimeError("a step fails")
@@ -87,7 +87,7 @@ def test_hooks_that_were_attached_before_a_failing_one_are_removed():
     lora = factors_of(random_lora(denoiser, 2, 3))
     with (
         pytest.raises(KeyError),
-        attach(denoiser.modules(), {**lora, "lora_unet_nowhere": lora["lora_unet_down"]}),
+        lora_hooks(denoiser.modules(), {**lora, "lora_unet_nowhere": lora["lora_unet_down"]}),
     ):
         pass
     assert not any(module._forward_hooks for module in denoiser.unet.modules())

@@ -10,14 +10,13 @@ from torch import nn
 
 from lib_ziplora.ziplora import train as loop
 from lib_ziplora.ziplora.coefficients import MergerCoefficients
-from lib_ziplora.ziplora.hooks import attach, low_rank
+from lib_ziplora.ziplora.hooks import lora_hooks, low_rank
+from lib_ziplora.ziplora.memory import Plan
 from lib_ziplora.ziplora.objective import similarity, similarity_sum
-from lib_ziplora.ziplora.plans import Plan
 from lib_ziplora.ziplora.samples import clean_and_noise, noised
-from lib_ziplora.ziplora.stepping import Stepper
 
 from ..support.pico import PicoDenoiser
-from .test_train import OBJECTIVES, SETTINGS, world
+from .test_train import OBJECTIVES, SETTINGS, gradients, run, world
 
 
 def varied(concepts):
@@ -29,20 +28,15 @@ def varied(concepts):
     return coefficients
 
 
-def gradients(settings, loss_scale):
-    denoiser, concepts, train, _ = world()
-    coefficients = varied(concepts)
-    step = Stepper(denoiser, denoiser.modules(), train, settings, coefficients)
-    step.loss_scale = torch.tensor(loss_scale)
-    found, usable = step([(0, 0, 1.0), (1, 1, 1.0)])
-    assert usable and step.loss_scale == loss_scale
-    return found
+def scaled(settings, scale):
+    given = world()
+    return gradients(given, varied(given[1]), settings, scale=scale)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_the_loss_scale_leaves_no_trace_in_the_gradients(objective):
     settings = dataclasses.replace(SETTINGS, objective=objective, similarity_lambda=0.5)
-    torch.testing.assert_close(gradients(settings, 2.0**12), gradients(settings, 1.0), rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(scaled(settings, 2.0**12), scaled(settings, 1.0), rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -51,7 +45,7 @@ def test_a_step_descends_on_the_objective_as_the_paper_and_the_design_write_it(o
     settings = dataclasses.replace(SETTINGS, objective=objective, similarity_lambda=weight)
     denoiser, concepts, train, _ = world()
     coefficients = varied(concepts)
-    with attach(denoiser.modules(), coefficients.branches()):
+    with lora_hooks(denoiser.modules(), coefficients.adapters()):
         batch = [part[row : row + 1] for row, part in enumerate(train)]
         wrong = [denoiser.predict(one.x_t, one.t, one.cond) - one.target for one in batch]
     pairs = [layer.m[0] * layer.m[1] for layer in coefficients.layers.values()]
@@ -69,7 +63,7 @@ def test_a_step_descends_on_the_objective_as_the_paper_and_the_design_write_it(o
             total = total + weight * torch.cat(pairs).abs().mean()
     expected = torch.autograd.grad(total, coefficients.parameters())
     flat = torch.cat([gradient.flatten() for gradient in expected])
-    torch.testing.assert_close(gradients(settings, 1.0), flat, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(scaled(settings, 1.0), flat, rtol=1e-3, atol=1e-6)
 
 
 def test_both_similarities_take_the_absolute_value():
@@ -118,12 +112,18 @@ def test_the_clean_picture_and_the_noise_come_back_from_a_perfect_prediction(kin
 
 
 def test_fp16_starts_with_a_loss_scale_and_other_dtypes_do_not():
-    _, concepts, train, _ = world()
-    for dtype, scaled in ((torch.float16, True), (torch.bfloat16, False), (torch.float32, False)):
-        denoiser = PicoDenoiser()
+    for dtype, expected in ((torch.float16, loop.LOSS_SCALE), (torch.bfloat16, 1.0), (torch.float32, 1.0)):
+        denoiser, concepts, train, _ = world()
+        denoiser.predict = lambda x_t, t, cond, unet=denoiser.unet: unet(x_t, t, cond.context)
         denoiser.dtype = dtype
-        stepper = Stepper(denoiser, denoiser.modules(), train, SETTINGS, MergerCoefficients.ones(concepts))
-        assert (stepper.loss_scale > 1000) == scaled
+        upstream = []
+        denoiser.unet.conv_out.register_full_backward_hook(
+            lambda _, __, out, seen=upstream: seen.append(out[0])
+        )
+        run(denoiser, concepts, train, dataclasses.replace(SETTINGS, steps=1, similarity_lambda=0.0))
+        denoiser.dtype = torch.float32
+        run(denoiser, concepts, train, dataclasses.replace(SETTINGS, steps=1, similarity_lambda=0.0))
+        assert upstream[0].norm() / upstream[1].norm() == pytest.approx(expected, rel=1e-4)
 
 
 def test_without_any_lora_the_evaluation_gives_one_for_each_concept_and_with_one_alone_zero_for_it():
@@ -143,9 +143,6 @@ def test_checkpointing_reaches_layers_whose_inputs_need_no_gradient():
     inside = [{n: layer for n, layer in one.items() if "blocks" in n} for one in concepts]
     found = []
     for recompute in (False, True):
-        coefficients = MergerCoefficients.ones(inside)
-        step = Stepper(denoiser, denoiser.modules(), train, SETTINGS, coefficients)
-        step.plans = [Plan(True, recompute)]
-        step([(0, 0, 1.0), (1, 0, 1.0)])
-        found.append(torch.cat([m.grad.flatten() for m in coefficients.parameters()]))
+        plan = Plan(True, float(recompute))
+        found.append(gradients((denoiser, inside, train, _), MergerCoefficients.ones(inside), plan=plan))
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-7)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lib_ziplora.ziplora.coefficients import MergerCoefficients
-from lib_ziplora.ziplora.hooks import attach, static_factors
+from lib_ziplora.ziplora.hooks import adapters, lora_hooks
 from lib_ziplora.ziplora.likelihood import HIGHEST, LOWEST, MIDDLE, balance, denoising_error
 from lib_ziplora.ziplora.samples import picture
 
@@ -107,28 +107,25 @@ def test_a_strong_style_makes_the_search_go_to_the_subject():
 def test_filled_coefficients_are_the_weighted_plain_sum():
     denoiser, concepts, _, _ = world()
     coefficients = MergerCoefficients.ones(concepts)
-    coefficients.fill((0.6, 0.8))
-    assert coefficients.travel() == 0
+    coefficients.start_at((0.6, 0.8))
+    assert coefficients.mean_change() == 0
     x, t, cond = torch.randn(1, 4, 8, 8), torch.tensor([500]), conditioning(1, 1)
     with torch.no_grad():
-        with attach(denoiser.modules(), coefficients.branches()):
+        with lora_hooks(denoiser.modules(), coefficients.adapters()):
             filled = denoiser.predict(x, t, cond)
-        parts = [
-            {name: static_factors(layer, "cpu", torch.float32) for name, layer in concept.items()}
-            for concept in concepts
-        ]
+        parts = [adapters(concept, "cpu", torch.float32) for concept in concepts]
         scaled = [
             {name: _times(factors, weight) for name, factors in part.items()}
             for part, weight in zip(parts, (0.6, 0.8), strict=True)
         ]
-        with attach(denoiser.modules(), scaled[0]), attach(denoiser.modules(), scaled[1]):
+        with lora_hooks(denoiser.modules(), scaled[0]), lora_hooks(denoiser.modules(), scaled[1]):
             summed = denoiser.predict(x, t, cond)
         base = denoiser.predict(x, t, cond)
     assert (filled - base).norm() > 1e-3
     torch.testing.assert_close(filled, summed, rtol=1e-4, atol=1e-5)
     for m in coefficients.parameters():
         m.data.add_(0.25)
-    assert float(coefficients.travel()) == pytest.approx(0.25, rel=1e-5)
+    assert float(coefficients.mean_change()) == pytest.approx(0.25, rel=1e-5)
 
 
 def _times(factors, weight):

@@ -11,7 +11,8 @@ from lib_ziplora.config import MergeSettings
 from lib_ziplora.errors import HostError, Interrupted, OutOfMemoryError
 from lib_ziplora.ziplora import train as loop
 from lib_ziplora.ziplora.coefficients import MergerCoefficients
-from lib_ziplora.ziplora.hooks import attach, static_factors
+from lib_ziplora.ziplora.hooks import adapters, lora_hooks
+from lib_ziplora.ziplora.memory import Plan
 from lib_ziplora.ziplora.objective import (
     effect,
     error,
@@ -20,13 +21,13 @@ from lib_ziplora.ziplora.objective import (
     similarity_sum,
     similarity_term,
 )
-from lib_ziplora.ziplora.plans import Plan
 from lib_ziplora.ziplora.samples import Samples, assemble, noised, predict_each, trajectory
-from lib_ziplora.ziplora.stepping import Stepper
+from lib_ziplora.ziplora.train import Draw, Term, backward
 
 from ..support.pico import PicoDenoiser, conditioning, random_lora
 
 OBJECTIVES = ("relative", "cosine", "public", "paper")
+BATCHED = Plan(True, 0.0)
 SETTINGS = MergeSettings(steps=30, width=64, height=64, similarity_lambda=0.1)
 
 
@@ -41,8 +42,8 @@ def world(strength: float = 1.5, count: int = 12):
         latents = torch.randn(2, 4, 8, 8, generator=generator)
         x_t, t = noised(denoiser, latents, count + 6, generator)
         with torch.no_grad():
-            factors = {n: static_factors(layer, "cpu", torch.float32) for n, layer in layers.items()}
-            with attach(denoiser.modules(), factors):
+            factors = adapters(layers, "cpu", torch.float32)
+            with lora_hooks(denoiser.modules(), factors):
                 target = predict_each(denoiser.predict, x_t, t, cond)
             base = predict_each(denoiser.predict, x_t, t, cond)
         samples = assemble(x_t, t, cond, target, base)
@@ -51,9 +52,19 @@ def world(strength: float = 1.5, count: int = 12):
     return denoiser, concepts, train, heldout
 
 
-def run(denoiser, concepts, train, settings=SETTINGS, on_step=lambda step: True):
+def run(denoiser, concepts, train, settings=SETTINGS, on_update=lambda update: True):
+    """The coefficients after the loop, and its result."""
     coefficients = MergerCoefficients.ones(concepts)
-    return loop.optimize(denoiser, denoiser.modules(), coefficients, train, settings, on_step)
+    terms = [Term(str(number), samples) for number, samples in enumerate(train)]
+    return coefficients, loop.train(denoiser, denoiser.modules(), coefficients, terms, settings, on_update)
+
+
+def gradients(world, coefficients, settings=SETTINGS, weights=(1.0, 1.0), plan=BATCHED, scale=1.0):
+    """All gradients, flat, for the first sample of the first LoRA and the second of the second."""
+    denoiser, _, train, _ = world
+    draws = [Draw(k, part[k : k + 1], weights[k]) for k, part in enumerate(train)]
+    backward(denoiser, denoiser.modules(), coefficients, draws, settings, scale, plan)
+    return torch.cat([m.grad.flatten() for m in coefficients.parameters()])
 
 
 def first_gradients(settings, plan):
@@ -61,31 +72,26 @@ def first_gradients(settings, plan):
     coefficients = MergerCoefficients.ones(concepts)
     for m in coefficients.parameters():
         m.data.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(m.numel()))
-    step = Stepper(denoiser, denoiser.modules(), train, settings, coefficients)
-    step.plans = [plan]
-    step([(0, 0, 1.0), (1, 1, 1.0)])
+    gradients((denoiser, concepts, train, _), coefficients, settings, plan=plan)
     return {name: layer.m.grad.clone() for name, layer in coefficients.layers.items()}
 
 
 def test_gradients_are_the_same_under_every_plan():
-    every = [Plan(together, recompute) for together in (True, False) for recompute in (False, True)]
+    every = [Plan(batched, share) for batched in (True, False) for share in (0.0, 1.0)]
     reference, *others = [first_gradients(SETTINGS, plan) for plan in every]
     for other in others:
         for name, gradient in reference.items():
             torch.testing.assert_close(other[name], gradient, rtol=1e-4, atol=1e-7, msg=name)
 
 
-@pytest.mark.parametrize("together", [True, False])
-def test_the_weights_of_the_errors_scale_their_gradients(together):
+@pytest.mark.parametrize("batched", [True, False])
+def test_the_weights_of_the_errors_scale_their_gradients(batched):
     settings = dataclasses.replace(SETTINGS, similarity_lambda=0.0)
     found = []
     for weights in ([1.0, 0.0], [0.0, 1.0], [2.0, 3.0]):
-        denoiser, concepts, train, _ = world()
-        coefficients = MergerCoefficients.ones(concepts)
-        step = Stepper(denoiser, denoiser.modules(), train, settings, coefficients, weights)
-        step.plans = [Plan(together, False)]
-        step([(0, 0, 1.0), (1, 1, 1.0)])
-        found.append(torch.cat([m.grad.flatten() for m in coefficients.parameters()]))
+        given = world()
+        ones = MergerCoefficients.ones(given[1])
+        found.append(gradients(given, ones, settings, weights, Plan(batched, 0.0)))
     torch.testing.assert_close(found[2], 2 * found[0] + 3 * found[1], rtol=1e-4, atol=1e-6)
     assert (found[0] - found[1]).abs().max() > 1e-3
 
@@ -102,7 +108,7 @@ def test_gradients_by_finite_differences(objective):
     batch = [part[0:1] for part in train]
 
     def objective_value():
-        with attach(denoiser.modules(), coefficients.branches()):
+        with lora_hooks(denoiser.modules(), coefficients.adapters()):
             errors = [
                 error(objective, _predict64(denoiser, part), part.target.double(), part.scale.double())
                 for part in batch
@@ -138,11 +144,11 @@ def test_the_objective_falls_on_samples_that_were_not_trained_on():
     denoiser, concepts, train, heldout = world()
     plain = MergerCoefficients.ones(concepts)
     before = loop.evaluate(denoiser, denoiser.modules(), plain, heldout)
-    outcome = run(denoiser, concepts, train, dataclasses.replace(SETTINGS, steps=60))
-    after = loop.evaluate(denoiser, denoiser.modules(), outcome.coefficients, heldout)
+    coefficients, _ = run(denoiser, concepts, train, dataclasses.replace(SETTINGS, steps=60))
+    after = loop.evaluate(denoiser, denoiser.modules(), coefficients, heldout)
     assert after < 0.7 * before
-    assert outcome.coefficients.travel() > 0.05
-    assert similarity(outcome.coefficients) < 0.95
+    assert coefficients.mean_change() > 0.05
+    assert similarity(coefficients) < 0.95
 
 
 def test_the_same_seed_gives_the_same_coefficients_and_another_seed_others():
@@ -151,7 +157,7 @@ def test_the_same_seed_gives_the_same_coefficients_and_another_seed_others():
         denoiser, concepts, train, _ = world()
         results.append(run(denoiser, concepts, train, dataclasses.replace(SETTINGS, steps=5, seed=seed)))
     first, again, other = [
-        torch.cat([m.detach().flatten() for m in r.coefficients.parameters()]) for r in results
+        torch.cat([m.detach().flatten() for m in coefficients.parameters()]) for coefficients, _ in results
     ]
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -159,14 +165,14 @@ def test_the_same_seed_gives_the_same_coefficients_and_another_seed_others():
 
 def test_the_callback_can_finish_early_and_an_exception_leaves_no_hook():
     denoiser, concepts, train, _ = world()
-    outcome = run(denoiser, concepts, train, on_step=lambda step: step.index < 3)
-    assert len(outcome.steps) == 4 and outcome.stopped_early
+    _, result = run(denoiser, concepts, train, on_update=lambda update: update.index < 3)
+    assert len(result.updates) == 4 and result.stopped_early
 
-    def interrupt(step):
+    def interrupt(update):
         raise Interrupted("stop")
 
     with pytest.raises(Interrupted):
-        run(denoiser, concepts, train, on_step=interrupt)
+        run(denoiser, concepts, train, on_update=interrupt)
     assert not any(module._forward_hooks for module in denoiser.unet.modules())
     assert all(parameter.grad is None for parameter in denoiser.unet.parameters())
 
@@ -174,14 +180,14 @@ def test_the_callback_can_finish_early_and_an_exception_leaves_no_hook():
 def test_the_loop_stops_when_the_similarity_reaches_zero():
     denoiser, concepts, train, _ = world()
     settings = dataclasses.replace(SETTINGS, steps=300, learning_rate=0.02, similarity_lambda=100.0)
-    outcome = run(denoiser, concepts, train, settings)
-    assert outcome.stopped_early and len(outcome.steps) < 300
-    assert outcome.steps[-1].similarity < loop.SIMILARITY_IS_ZERO
+    _, result = run(denoiser, concepts, train, settings)
+    assert result.stopped_early and len(result.updates) < 300
+    assert result.updates[-1].similarity < loop.SIMILARITY_IS_ZERO
 
 
 def test_a_step_that_runs_out_of_memory_is_repeated_under_the_next_plan():
     denoiser, concepts, train, _ = world()
-    reference = run(denoiser, concepts, train, dataclasses.replace(SETTINGS, steps=3))
+    reference, _ = run(denoiser, concepts, train, dataclasses.replace(SETTINGS, steps=3))
     predict = denoiser.predict
 
     def small_batches_only(x_t, t, cond):
@@ -190,10 +196,9 @@ def test_a_step_that_runs_out_of_memory_is_repeated_under_the_next_plan():
         return predict(x_t, t, cond)
 
     denoiser.predict = small_batches_only
-    outcome = run(denoiser, concepts, train, dataclasses.replace(SETTINGS, steps=3))
-    for ours, theirs in zip(
-        outcome.coefficients.parameters(), reference.coefficients.parameters(), strict=True
-    ):
+    found, result = run(denoiser, concepts, train, dataclasses.replace(SETTINGS, steps=3))
+    assert result.plan == Plan(False, 0.0)
+    for ours, theirs in zip(found.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
 
     def never(x_t, t, cond):
@@ -224,9 +229,9 @@ def test_updates_with_gradients_that_are_not_finite_are_left_out():
         return predict(x_t, t, cond) * (float("inf") if len(calls) == 2 else 1.0)
 
     denoiser.predict = overflow_once
-    outcome = run(denoiser, concepts, train, dataclasses.replace(SETTINGS, steps=4))
-    assert outcome.skipped == 1
-    assert all(torch.isfinite(m).all() for m in outcome.coefficients.parameters())
+    coefficients, result = run(denoiser, concepts, train, dataclasses.replace(SETTINGS, steps=4))
+    assert result.skipped == 1
+    assert all(torch.isfinite(m).all() for m in coefficients.parameters())
 
 
 def test_similarity_counts_shared_layers_only():

@@ -16,7 +16,7 @@ from ...lora.algebra import scale
 from ...lora.formats.keys import canonical_modules, canonical_unet_name
 from ...lora.io.read import read_lora
 from ...lora.layer import Lora
-from ...ziplora.hooks import attach, check_fit, static_factors
+from ...ziplora.hooks import adapters, check_fit, lora_hooks
 from .. import Drawn, OnStep, Pen, Picture, Sampler
 from . import text as text
 from .model import SIZE_IDS
@@ -233,10 +233,14 @@ def worn(pipeline: Any, file: Path, weight: float) -> Iterator[None]:
     layers = {name: scale(layer, weight) for name, layer in lora.unet_layers().items()}
     check_fit(modules, layers, lora.name)
     device, dtype = pipeline.unet.device, pipeline.unet.dtype
-    branches = {name: static_factors(layer, device, dtype) for name, layer in layers.items()}
+    branches = adapters(layers, device, dtype)
     deltas = {name: scale(layer, weight).delta for name, layer in lora.text_layers().items()}
     encoders = text.text_modules([pipeline.text_encoder, pipeline.text_encoder_2])
-    with attach(modules, branches), text.applied(deltas, encoders), extras_on(pipeline.unet, lora, weight):
+    with (
+        lora_hooks(modules, branches),
+        text.applied(deltas, encoders),
+        extras_on(pipeline.unet, lora, weight),
+    ):
         yield
 
 
