@@ -1,4 +1,4 @@
-"""Names of output files that every loader, prompt parser and file system takes."""
+"""LoRA names: what every loader, prompt parser and file system takes, and ``<lora:name:1>`` tags in prompts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ RESERVED_BY_WINDOWS = frozenset(
     ("con", "prn", "aux", "nul", *(f"{port}{digit}" for port in ("com", "lpt") for digit in "0123456789¹²³"))
 )
 _ALLOWED = re.compile(r"[\w .()+-]+")
+TAG = re.compile(r"<\w+:[^>]+>")
+"""An extra network in a prompt, as the WebUI finds it."""
 _EXTENSIONS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+
+
+def untagged(prompt: str) -> str:
+    """A prompt without ``<lora:name:1>`` and other tags."""
+    return TAG.sub("", prompt)
 
 
 def validate_name(name: str) -> str:

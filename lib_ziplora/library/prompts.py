@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..config import Role
+from ..names import TAG
 
 # Where the words for a style begin, in the order in which they are looked for.
 STYLE_WORDS = (
@@ -19,6 +20,8 @@ STYLE_WORDS = (
 )
 JOINED_BY_A_SPACE = re.compile(r"(?:in|by|drawn by|painted by|made by|art by)\b", re.IGNORECASE)
 EDGES = " ,.;"
+BRACKETED = re.compile(r"(?<!\\)\[([^\[\]\\]*)\]")
+AND = re.compile(r"\bAND\b")
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,28 @@ def style_words(prompt: str, trigger: str = "") -> str:
             return found.group().strip(EDGES)
     words = trigger.strip(EDGES)
     return words if words and words.casefold() in prompt.casefold() else prompt.strip(EDGES)
+
+
+def prompt_notes(prompt: str) -> list[str]:
+    """Sentences on what a prompt says to a picture and not to a merge: tags, prompt editing, AND."""
+    notes = []
+    tags = [tag.group() for tag in TAG.finditer(prompt)]
+    if tags:
+        notes.append(f"{' '.join(tags)} in a prompt is left out: a merge knows no LoRAs but its own.")
+    edited = [text for text in BRACKETED.findall(prompt) if "|" in text or _ends_in_number(text)]
+    if edited:
+        notes.append(
+            f"[{edited[0]}] in a prompt is read as plain words: a merge has no steps to change it at."
+        )
+    if AND.search(prompt):
+        notes.append("AND in a prompt is read as a plain word: a merge learns from one prompt at a time.")
+    return notes
+
+
+def _ends_in_number(text: str) -> bool:
+    """Whether ``[text]`` is edited at a step of the sampling, as in ``[from:to:0.5]``."""
+    number = text.rpartition(":")[2].strip()
+    return ":" in text and number.replace(".", "", 1).isdecimal()
 
 
 def _top_tag(metadata: Mapping[str, str]) -> str:

@@ -14,7 +14,7 @@ from ..config import LoraInput, MergeRequest, parse_rank
 from ..errors import ConfigError, IncompatibleError
 from ..hosts import Host
 from ..library.catalog import prompt_for
-from ..library.prompts import Prompted, combined_prompt
+from ..library.prompts import Prompted, combined_prompt, prompt_notes
 from ..lora.algebra import Pairing, pair, scale
 from ..lora.io.placing import copied, mapped
 from ..lora.io.read import read_loras
@@ -205,3 +205,10 @@ def settled(request: MergeRequest, host: Host) -> MergeRequest:
             "Write one, with the trigger words of all of them."
         )
     return dataclasses.replace(request, loras=loras, settings=settings)
+
+
+def prompt_remarks(request: MergeRequest) -> list[str]:
+    """Sentences on what the prompts of a settled request say and a merge doesn't follow; none twice."""
+    settings = request.settings
+    prompts = [lora.prompt for lora in request.loras] + [settings.combined_prompt, settings.negative_prompt]
+    return list(dict.fromkeys(note for prompt in prompts for note in prompt_notes(prompt)))

@@ -14,7 +14,7 @@ from ..report.report import MergeReport
 from ..training.images import check_images
 from ..training.memory import memory_in_words
 from ..training.run import learn
-from .inputs import Inputs, read_inputs, require_common, require_different, settled, target_of
+from .inputs import Inputs, prompt_remarks, read_inputs, require_common, require_different, settled, target_of
 from .split import split_targets
 from .weights import check_readable
 from .write import Result, text_layers, write
@@ -87,7 +87,7 @@ def _learnt(inputs: Inputs, host: Host, meter: Meter) -> Result:
         inputs = dataclasses.replace(inputs, request=dataclasses.replace(request, settings=settings))
         learnt, coefficients = learn(session, inputs.concepts(), request.loras, deltas, settings, meter)
         figures = dataclasses.asdict(learnt)
-    warnings, history = tuple(learnt.warnings()), tuple(meter.history)
+    warnings, history = (*prompt_remarks(request), *learnt.warnings()), tuple(meter.history)
     return Result(inputs, coefficients, figures, host.checkpoint(), warnings, history=history)
 
 

@@ -14,7 +14,7 @@ from ..lora.io.inspect import inspect_header
 from ..lora.io.size import FileShapes, expected_size, file_shapes
 from ..plots import counted
 from ..training.memory import Foreseen, foreseen_memory
-from .inputs import require_different, target_of, with_prompt
+from .inputs import prompt_remarks, require_different, settled, target_of, with_prompt
 from .overlap import Overlap, overlap_of
 from .split import split_targets
 from .weights import check_readable
@@ -73,7 +73,7 @@ def preflight(request: MergeRequest, host: Host) -> Preflight:
     return Preflight(
         names,
         _different(problems),
-        (*_remarks(files, overlap), *([memory.words] if memory else [])),
+        (*_prompt_remarks(request, host), *_remarks(files, overlap), *([memory.words] if memory else [])),
         common,
         single,
         _size(request, shapes),
@@ -175,6 +175,15 @@ def _remarks(files: Sequence[Path], overlap: Overlap | None) -> list[str]:
     if overlap and overlap.measured < overlap.common:
         found.append(f"The overlap is that of {counted(overlap.measured, 'layer')}, some of every block.")
     return found
+
+
+def _prompt_remarks(request: MergeRequest, host: Host) -> list[str]:
+    if request.settings.method == "direct":
+        return []
+    try:
+        return prompt_remarks(settled(request, host))
+    except ZipLoraError:
+        return []
 
 
 def _memory(request: MergeRequest, host: Host, shapes: Sequence[FileShapes]) -> Foreseen | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lib_ziplora.library.prompts import Prompted, combined_prompt, style_words
+from lib_ziplora.library.prompts import Prompted, combined_prompt, prompt_notes, style_words
 
 
 @pytest.mark.parametrize(
@@ -60,3 +60,22 @@ def test_every_lora_has_its_words_once() -> None:
 def test_without_a_subject_or_a_style_there_is_none() -> None:
     assert combined_prompt([Prompted("subject", "a dog"), Prompted("subject", "a cat")]) == ""
     assert combined_prompt([]) == ""
+
+
+@pytest.mark.parametrize(
+    ("prompt", "says"),
+    [
+        ("a cat <lora:dog_v2:0.8> <lyco:x:1:2>", ["<lora:dog_v2:0.8> <lyco:x:1:2>"]),
+        ("a [cat:dog:0.5]", ["[cat:dog:0.5]"]),
+        ("a [cat: 12 ]", ["[cat: 12 ]"]),
+        ("a [[red]|blue] [x|y]", ["[x|y]"]),
+        ("a cat AND a dog", ["AND"]),
+        ("a [dull] ((big)) [(red:1.3)] SAND and 3 < 4, time [12:30 pm]", []),
+        (r"a \[x|y\]", []),
+        ("[" * 10_000, []),
+    ],
+)
+def test_what_a_merge_does_not_follow_is_told(prompt: str, says: list[str]) -> None:
+    notes = prompt_notes(prompt)
+    assert len(notes) == len(says)
+    assert all(note.startswith(start) for note, start in zip(notes, says, strict=True))

@@ -230,3 +230,12 @@ def test_three_loras_have_labels_of_their_own(host):
     asked = request()
     found = preflight(dataclasses.replace(asked, loras=(*asked.loras, LoraInput("cat", "a cat"))), host)
     assert set(found.single_layers) == {"subject 1", "style", "subject 2"} and found.problems == ()
+
+
+def test_tags_in_prompts_are_told_before_and_after(host):
+    chosen = request("dog", "ink", method="instant", negative_prompt="bad <lora:slider:2>")
+    told = [words for words in preflight(chosen, host).remarks if "<lora:slider:2>" in words]
+    assert len(told) == 1
+    assert told[0] in run(chosen, host).warnings
+    direct = request("dog", "ink", negative_prompt="bad <lora:slider:2>")
+    assert not any("slider" in words for words in preflight(direct, host).remarks)

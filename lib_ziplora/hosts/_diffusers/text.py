@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,12 +11,8 @@ from torch import Tensor, nn
 
 from ...denoiser import Conditioning, TextDeltas
 from ...errors import IncompatibleError
-
-WINDOW = 75
-"""Prompt tokens that fit between the two special tokens of one CLIP window."""
-
-TAG = re.compile(r"<\w+:[^>]+>")
-"""An extra network in a prompt, ``<lora:name:1>``."""
+from ...names import untagged
+from .prompts import emphasised, ids, windows
 
 
 def text_modules(encoders: Sequence[nn.Module]) -> dict[str, nn.Module]:
@@ -85,45 +80,37 @@ def encode(pipeline: Any, prompts: Sequence[str], *, width: int, height: int, ne
 
     ``context`` is (batch, 77 * windows, width of both encoders) and ``vector`` is the second
     encoder's pooled output, fp32, followed by the six size ids (height, width, 0, 0, height,
-    width). Prompts of more than 75 tokens take several windows, as in the WebUI, and tags such
-    as ``<lora:name:1>`` are taken out. An empty negative prompt is zeros where the checkpoint
+    width). Prompts are in the WebUI's syntax (see ``prompts``), and tags such as
+    ``<lora:name:1>`` are taken out. An empty negative prompt is zeros where the checkpoint
     asks for it (``force_zeros_for_empty_prompt``).
+
+    Raises:
+        ConfigError: a prompt is too long, or one of its weights is no number.
     """
-    prompts = [TAG.sub("", prompt) for prompt in prompts]
-    first = _windows(pipeline.tokenizer, prompts)
-    second = _windows(pipeline.tokenizer_2, prompts)
-    context_1, _ = _run(pipeline.text_encoder, first)
-    context_2, pooled = _run(pipeline.text_encoder_2, second)
-    context = torch.cat([context_1, context_2], dim=-1)
-    if negative and pipeline.config.get("force_zeros_for_empty_prompt", True):
-        filled = torch.tensor([bool(p.strip()) for p in prompts], device=context.device)
-        context = context * filled[:, None, None]
-        pooled = pooled * filled[:, None]
-    ids = torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32)
-    ids = ids.expand(len(prompts), -1).to(pooled.device)
-    device = pipeline.unet.device
-    vector = torch.cat([pooled.float(), ids], dim=1)
-    return Conditioning(context.to(device, pipeline.unet.dtype), vector.to(device))
-
-
-def _windows(tokenizer: Any, prompts: Sequence[str]) -> Tensor:
-    """Token ids (batch, windows, 77); every prompt gets as many windows as the longest."""
-    rows = [tokenizer(p, add_special_tokens=False, verbose=False).input_ids for p in prompts]
-    count = max(1, *(-(-len(row) // WINDOW) for row in rows))
-    windows = [[_window(tokenizer, row[i * WINDOW : (i + 1) * WINDOW]) for i in range(count)] for row in rows]
-    return torch.tensor(windows, dtype=torch.long)
-
-
-def _window(tokenizer: Any, tokens: Sequence[int]) -> list[int]:
-    padding = [tokenizer.pad_token_id] * (WINDOW - len(tokens))
-    return [tokenizer.bos_token_id, *tokens, tokenizer.eos_token_id, *padding]
+    zeros = negative and pipeline.config.get("force_zeros_for_empty_prompt", True)
+    size = torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32)
+    device, dtype = pipeline.unet.device, pipeline.unet.dtype
+    rows = []
+    for prompt in map(untagged, prompts):
+        context_1, _ = _run(pipeline.text_encoder, pipeline.tokenizer, prompt)
+        context_2, pooled = _run(pipeline.text_encoder_2, pipeline.tokenizer_2, prompt)
+        filled = not zeros or bool(prompt.strip())
+        context = torch.cat([context_1, context_2], dim=-1) * filled
+        vector = torch.cat([pooled * filled, size.to(pooled.device)], dim=1)
+        rows.append(Conditioning(context.to(device, dtype), vector.to(device)))
+    return Conditioning.cat(rows)
 
 
 @torch.no_grad()
-def _run(encoder: Any, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Penultimate hidden states (batch, 77 * windows, width) and the first window's pooled output."""
-    batch, windows, tokens = ids.shape
-    output = encoder(ids.flatten(0, 1).to(encoder.device), output_hidden_states=True)
-    hidden = output.hidden_states[-2]
-    pooled = output[0].reshape(batch, windows, *output[0].shape[1:])[:, 0]
-    return hidden.reshape(batch, windows * tokens, -1), pooled
+def _run(encoder: Any, tokenizer: Any, prompt: str) -> tuple[Tensor, Tensor]:
+    """Weighted penultimate hidden states (1, 77 * windows, width) and the first window's pooled output, fp32.
+
+    One window at a time, as in the WebUI: a batch rounds otherwise.
+    """
+    contexts, pooled = [], []
+    for window in windows(prompt, tokenizer):
+        tokens = torch.tensor([ids(window, tokenizer)], device=encoder.device)
+        output = encoder(tokens, output_hidden_states=True)
+        contexts.append(emphasised(output.hidden_states[-2].float(), window))
+        pooled.append(output[0].float())
+    return torch.cat(contexts, dim=1), pooled[0]
