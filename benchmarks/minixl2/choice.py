@@ -56,7 +56,14 @@ CHOOSING_STYLES = (
     "solar/broken",
     "streamline-cyber-color",
 )
-REPORTING_STYLES = ("glyphs-poly", "icon-park", "ph/thin", "pixelarticons", "raphael", "streamline-sharp-color")
+REPORTING_STYLES = (
+    "glyphs-poly",
+    "icon-park",
+    "ph/thin",
+    "pixelarticons",
+    "raphael",
+    "streamline-sharp-color",
+)
 HELDOUT_STYLES = (*CHOOSING_STYLES, *REPORTING_STYLES)
 SIBLINGS = ("pixel", "pixelarticons/sharp", "streamline-cyber", "streamline-sharp-color/flat")
 """Nearly the same as a held-out style; nobody learns from them."""

@@ -51,9 +51,13 @@ class TestStandaloneHost(HostContract):
 def test_conditioning_is_that_of_diffusers_own_pipeline(loaded: StandaloneHost) -> None:
     pipeline = loaded.pipeline()
     with torch.no_grad():
-        context, _, pooled, _ = pipeline.encode_prompt(
-            list(PROMPTS), device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
-        )
+        rows = [
+            pipeline.encode_prompt(
+                prompt, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
+            )
+            for prompt in PROMPTS
+        ]
+    context, pooled = torch.cat([row[0] for row in rows]), torch.cat([row[2] for row in rows])
     with loaded.open() as session:
         ours = session.encode_prompts(PROMPTS, width=192, height=SIZE, negative=False, deltas={})
     assert torch.equal(ours.context, context)

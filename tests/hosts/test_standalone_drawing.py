@@ -127,8 +127,8 @@ def test_norm_differences_and_text_layers_act_and_are_taken_off(
     made = {
         "norm": {f"{name}.w_norm": torch.full((width,), 3.0), f"{name}.b_norm": torch.full((width,), 3.0)},
         "text": {
-            f"{text}.lora_down.weight": torch.ones(2, size),
-            f"{text}.lora_up.weight": torch.ones(size, 2),
+            f"{text}.lora_down.weight": torch.randn(2, size, generator=torch.Generator().manual_seed(0)),
+            f"{text}.lora_up.weight": torch.randn(size, 2, generator=torch.Generator().manual_seed(1)),
         },
     }
     plain = one(loaded, Picture(PROMPT, ((LORAS[0], 1.0),), 3))

@@ -78,7 +78,7 @@ def test_pieces_by_hand(prompt: str, pieces: list[tuple[str, float]]) -> None:
 
 @pytest.mark.parametrize("prompt", ["(a:1.2.3)", "(a:.)", "(a:" + "9" * 400 + ")", "a" * 10_001])
 def test_what_can_not_be_weighed_or_is_endless_is_refused(prompt: str) -> None:
-    with pytest.raises(ConfigError, match="weight|characters"):
+    with pytest.raises(ConfigError, match=r"weight|characters"):
         parse(prompt)
 
 

@@ -1,6 +1,6 @@
-"""Prompts in the WebUI's syntax, as windows of weighted CLIP tokens.
+r"""Prompts in the WebUI's syntax, as windows of weighted CLIP tokens.
 
-Emphasis ``(word)``, ``(word:1.2)``, ``[word]``, escapes ``\\(``, ``BREAK``, and prompts longer than one
+Emphasis ``(word)``, ``(word:1.2)``, ``[word]``, escapes ``\(``, ``BREAK``, and prompts longer than one
 window mean what they mean in the WebUI at its default settings, to the token and the weight.
 """
 
@@ -42,31 +42,7 @@ def parse(prompt: str) -> list[tuple[str, float]]:
     """
     if len(prompt) > LONGEST:
         raise ConfigError(f"A prompt has {len(prompt)} characters; {LONGEST} are the most.")
-    texts: list[str] = []
-    weights: list[float] = []
-    opened: dict[str, list[int]] = {"(": [], "[": []}
-
-    def multiply(start: int, factor: float) -> None:
-        weights[start:] = [weight * factor for weight in weights[start:]]
-
-    for match in _TOKENS.finditer(prompt):
-        token, weight = match.group(), match.group(1)
-        if token in opened:
-            opened[token].append(len(texts))
-        elif weight is not None and opened["("]:
-            multiply(opened["("].pop(), _number(weight))
-        elif token == ")" and opened["("]:
-            multiply(opened["("].pop(), ROUND)
-        elif token == "]" and opened["["]:
-            multiply(opened["["].pop(), SQUARE)
-        else:
-            added = [(token[1:], 1.0)] if token[0] == "\\" else _broken(token)
-            texts += [text for text, _ in added]
-            weights += [weight for _, weight in added]
-    for start in opened["("]:
-        multiply(start, ROUND)
-    for start in opened["["]:
-        multiply(start, SQUARE)
+    texts, weights = _weighted(prompt)
     if not all(map(math.isfinite, weights)):
         raise ConfigError("A prompt's brackets multiply a weight beyond all numbers; take some of them away.")
     pieces = [("", 1.0)]
@@ -74,6 +50,34 @@ def parse(prompt: str) -> list[tuple[str, float]]:
         before, same = pieces[-1]
         pieces[-1:] = [(before + text, weight)] if weight == same else [(before, same), (text, weight)]
     return pieces
+
+
+def _weighted(prompt: str) -> tuple[list[str], list[float]]:
+    """Texts between the marks of the syntax, and the weight of each."""
+    texts: list[str] = []
+    weights: list[float] = []
+    opened: dict[str, list[int]] = {"(": [], "[": []}
+
+    def close(bracket: str, factor: float) -> None:
+        start = opened[bracket].pop()
+        weights[start:] = [weight * factor for weight in weights[start:]]
+
+    for match in _TOKENS.finditer(prompt):
+        token, weight = match.group(), match.group(1)
+        if token in opened:
+            opened[token].append(len(texts))
+        elif opened["("] and (weight is not None or token == ")"):
+            close("(", _number(weight) if weight is not None else ROUND)
+        elif opened["["] and token == "]":
+            close("[", SQUARE)
+        else:
+            for text, weight_of_text in [(token[1:], 1.0)] if token[0] == "\\" else _broken(token):
+                texts.append(text)
+                weights.append(weight_of_text)
+    for bracket, factor in (("(", ROUND), ("[", SQUARE)):
+        while opened[bracket]:
+            close(bracket, factor)
+    return texts, weights
 
 
 def _broken(text: str) -> list[tuple[str, float]]:
