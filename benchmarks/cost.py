@@ -144,18 +144,18 @@ def public_script_step(
 
 
 def _dense(layer: LoraLayer) -> Tensor:
-    return torch.empty(layer.out_features, layer.columns, device="meta")
+    return torch.empty(layer.out_features, layer.in_features, device="meta")
 
 
 def values_held(concepts: Sequence[Mapping[str, LoraLayer]]) -> int:
     """Factors and coefficients that a run holds."""
     layers = [layer for concept in concepts for layer in concept.values()]
-    return sum(layer.down.numel() + layer.up.numel() + layer.columns for layer in layers)
+    return sum(layer.down.numel() + layer.up.numel() + layer.in_features for layer in layers)
 
 
 def dense_values(concepts: Sequence[Mapping[str, LoraLayer]]) -> int:
     """Delta weight entries that the public script holds."""
-    return sum(layer.columns * layer.out_features for concept in concepts for layer in concept.values())
+    return sum(layer.in_features * layer.out_features for concept in concepts for layer in concept.values())
 
 
 def run_overhead() -> int:

@@ -5,12 +5,13 @@ sum and written (verified, as always); beside it, the two files are loaded and o
 is saved with safetensors. Each run is a process of its own, so that its peak memory is its own; the
 variants alternate. ``python -m benchmarks.files --json FILE``.
 
-The inputs lie in the page cache unless ``--cold`` drops them before each run. Both sides map their inputs.
+The inputs lie in the page cache unless ``--cold`` drops them before each run. safetensors maps its inputs,
+ours are copied into memory, since a mapped file that is cut short ends the process.
 safetensors leaves its output in the page cache; ours flushes it to the disk, and so there are two ratios: neither
 side flushes (``os.fsync`` does nothing in our run), or both do. Memory is measured in a first round. A timed run
 does everything twice and the second time counts: where a virtual machine gives free memory back to its host, to
-get it again takes longer than all the rest. On a busy machine look at the processor time too: ours is spread over
-several threads, that of safetensors is not.
+get it again takes longer than all the rest. On a busy machine look at the processor time too: ours has a second
+thread for the checksums.
 """
 
 from __future__ import annotations
@@ -34,8 +35,7 @@ from safetensors.torch import load_file, save_file
 
 from lib_ziplora.lora.algebra import merge_layers
 from lib_ziplora.lora.io.metadata import merged_metadata
-from lib_ziplora.lora.io.placing import mapped
-from lib_ziplora.lora.io.read import read_loras
+from lib_ziplora.lora.io.read import read_lora
 from lib_ziplora.lora.io.write import write_lora
 from tests.lora.sdxl_names import Module, canonical, text_modules, unet_modules
 
@@ -78,7 +78,7 @@ def write_inputs(folder: Path, rank: int) -> None:
 
 def merge(folder: Path) -> None:
     """What a direct merge does with files."""
-    loras = read_loras([folder / name for name in INPUTS], placing=mapped)
+    loras = [read_lora(folder / name) for name in INPUTS]
     layers = merge_layers([lora.layers for lora in loras], [1.0, 0.8])
     metadata = merged_metadata("merged", layers, loras)
     write_lora(folder / OUTPUT, layers, metadata, overwrite=True)

@@ -16,7 +16,7 @@ from typing import Any
 from ..config import labels
 from ..errors import OutputError, ZipLoraError
 from ..hosts import Drawn, Host
-from ..lora.io.atomic import appearing
+from ..lora.io.atomic import atomic_write
 from ..lora.io.sidecar import sidecar_path
 from ..report.report import MergeReport
 from ..report.saved import SavedMerge, merged_file, read_saved, saved_path
@@ -82,7 +82,7 @@ def _write(path: Path, host: Host) -> Path:
     card = filled(current, card_of(read_saved(path), host))
     if card != current:
         text = json.dumps(card, indent=4, ensure_ascii=False) + "\n"
-        with appearing(file, overwrite=True) as temporary:
+        with atomic_write(file, overwrite=True) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return file
 
@@ -167,7 +167,7 @@ def write_preview(merged: str, host: Host, drawn: Drawn, replace: bool = False) 
     """
     lora = merged_file(saved_path(merged, host))
     target = _preview_target(lora, replace)
-    with appearing(target, overwrite=True) as temporary:
+    with atomic_write(target, overwrite=True) as temporary:
         save_png(drawn.image, {"parameters": drawn.infotext, "Software": MADE_BY}, temporary)
     return target
 

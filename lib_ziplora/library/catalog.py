@@ -11,7 +11,7 @@ from pathlib import Path
 from ..errors import LoraFileError
 from ..hosts import Host, InstalledLora
 from ..lora.formats.base_models import BASE_NAMES
-from ..lora.formats.convert import FAMILY_NAMES
+from ..lora.formats.families import FAMILIES
 from .header_cache import Judge, Judgement, judge_of
 from .json_store import data_folder
 from .prompts import suggested_prompt
@@ -59,7 +59,7 @@ class CatalogEntry:
     @property
     def family_name(self) -> str:
         """What people call its family; "" for an unreadable file."""
-        return " + ".join(FAMILY_NAMES.get(one, one) for one in self.family.split("+"))
+        return " + ".join(FAMILIES[one].label if one in FAMILIES else one for one in self.family.split("+"))
 
 
 def catalog(host: Host) -> list[CatalogEntry]:

@@ -62,7 +62,7 @@ def _require_same_shape(first: Lora, second: Lora, layer: LoraLayer) -> None:
 def scale(layer: LoraLayer, weight: float) -> LoraLayer:
     """The layer whose delta weight is ``weight`` times as strong; the factors are shared."""
     if isinstance(layer, StackedLayer):
-        return StackedLayer(layer.name, [piece.scaled(weight) for piece in layer.pieces()])
+        return StackedLayer(layer.name, [term.scaled(weight) for term in layer.terms()])
     return LoraLayer(layer.name, layer.down, layer.up, layer.alpha * weight)
 
 
@@ -75,12 +75,12 @@ def scale_columns(layer: LoraLayer, m: Tensor) -> LoraLayer:
     Raises:
         IncompatibleError: ``m`` has another length than the layer has columns.
     """
-    if m.shape != (layer.columns,):
+    if m.shape != (layer.in_features,):
         raise IncompatibleError(
-            f"Layer {layer.name} has {layer.columns} columns, but there are {_size(m.shape)}"
+            f"Layer {layer.name} has {layer.in_features} columns, but there are {_size(m.shape)}"
             " coefficients for it. Use coefficients that were made for this LoRA."
         )
-    return StackedLayer(layer.name, [piece.with_columns(m) for piece in layer.pieces()])
+    return StackedLayer(layer.name, [term.with_columns(m) for term in layer.terms()])
 
 
 def concatenate(layers: Sequence[LoraLayer]) -> LoraLayer:
@@ -98,7 +98,7 @@ def concatenate(layers: Sequence[LoraLayer]) -> LoraLayer:
                 f"Layer {first.name} is {_size(first.weight_shape)} in one LoRA but "
                 f"{_size(other.weight_shape)} in another. Choose LoRAs of the same base."
             )
-    return StackedLayer(first.name, [piece for layer in layers for piece in layer.pieces()])
+    return StackedLayer(first.name, [term for layer in layers for term in layer.terms()])
 
 
 def merge_layers(

@@ -37,8 +37,8 @@ class LoraLayer:
         return self.alpha / self.rank
 
     @property
-    def columns(self) -> int:
-        """Input columns of the delta weight: in, or in * kh * kw of a convolution."""
+    def in_features(self) -> int:
+        """Columns of the flattened delta weight: in, or in * kh * kw of a convolution."""
         return math.prod(self.weight_shape[1:])
 
     @property
@@ -59,18 +59,18 @@ class LoraLayer:
         """The same layer with its factors on another device or in another dtype."""
         return LoraLayer(self.name, self.down.to(device, dtype), self.up.to(device, dtype), self.alpha)
 
-    def pieces(self) -> tuple[Piece, ...]:
+    def terms(self) -> tuple[Term, ...]:
         """The delta weight as a sum of scaled products, of which an ordinary layer has one."""
-        return (Piece(self.down, self.up, self.scaling),)
+        return (Term(self.down, self.up, self.scaling),)
 
-    def factors_into(self, down: Tensor, up: Tensor) -> None:
-        """Write both factors into tensors (rank, ...) and (out, rank) that are there already."""
+    def copy_factors(self, down: Tensor, up: Tensor) -> None:
+        """Write both factors into tensors (rank, ...) and (out, rank) of any dtype, rounded once."""
         down.copy_(self.down)
         up.copy_(self.up)
 
 
 @dataclass(frozen=True)
-class Piece:
+class Term:
     """One summand of a delta weight: scaling * up @ down diag(columns).
 
     Attributes:
@@ -84,11 +84,11 @@ class Piece:
     scaling: float
     columns: Tensor | None = None
 
-    def scaled(self, weight: float) -> Piece:
+    def scaled(self, weight: float) -> Term:
         return replace(self, scaling=self.scaling * weight)
 
-    def with_columns(self, m: Tensor) -> Piece:
-        """The piece with each column multiplied; ``m`` is copied."""
+    def with_columns(self, m: Tensor) -> Term:
+        """The term with each column multiplied; ``m`` is copied."""
         own = m.detach().to(self.down.device, torch.float32)
         return replace(self, columns=own.clone() if self.columns is None else own * self.columns)
 
@@ -97,61 +97,64 @@ class StackedLayer(LoraLayer):
     """A sum of low-rank layers as one, whose rank and alpha are the sum of the ranks.
 
     The factors, in fp32, are put together whenever they are asked for; until then the layer
-    takes no memory beside that of its pieces, which keep their dtype.
+    takes no memory beside that of its terms, which keep their dtype.
     """
 
-    def __init__(self, name: str, pieces: Sequence[Piece]) -> None:
+    def __init__(self, name: str, terms: Sequence[Term]) -> None:
         object.__setattr__(self, "name", name)
-        object.__setattr__(self, "_pieces", tuple(pieces))
+        object.__setattr__(self, "_terms", tuple(terms))
         object.__setattr__(self, "alpha", float(self.rank))
 
-    def pieces(self) -> tuple[Piece, ...]:
-        found: tuple[Piece, ...] = self.__dict__["_pieces"]
+    def terms(self) -> tuple[Term, ...]:
+        found: tuple[Term, ...] = self.__dict__["_terms"]
         return found
 
     @property
     def rank(self) -> int:
-        return sum(piece.down.shape[0] for piece in self.pieces())
+        return sum(term.down.shape[0] for term in self.terms())
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
-        first = self.pieces()[0]
+        first = self.terms()[0]
         return (first.up.shape[0], *first.down.shape[1:])
 
     @property
     def down(self) -> Tensor:
-        down = torch.empty(self.rank, *self.weight_shape[1:], device=self.pieces()[0].down.device)
+        down = torch.empty(self.rank, *self.weight_shape[1:], device=self.terms()[0].down.device)
         self._down_into(down)
         return down
 
     @property
     def up(self) -> Tensor:
-        up = torch.empty(self.out_features, self.rank, device=self.pieces()[0].up.device)
+        up = torch.empty(self.out_features, self.rank, device=self.terms()[0].up.device)
         self._up_into(up)
         return up
 
-    def factors_into(self, down: Tensor, up: Tensor) -> None:
+    def copy_factors(self, down: Tensor, up: Tensor) -> None:
         self._down_into(down)
         self._up_into(up)
 
-    def _places(self) -> Iterator[tuple[Piece, slice]]:
+    def _places(self) -> Iterator[tuple[Term, slice]]:
         first = 0
-        for piece in self.pieces():
-            last = first + piece.down.shape[0]
-            yield piece, slice(first, last)
+        for term in self.terms():
+            last = first + term.down.shape[0]
+            yield term, slice(first, last)
             first = last
 
     def _down_into(self, down: Tensor) -> None:
-        for piece, place in self._places():
-            down[place].copy_(piece.down)
-            if piece.columns is not None:
-                down[place].flatten(1).mul_(piece.columns)
+        for term, place in self._places():
+            if term.columns is None:
+                down[place].copy_(term.down)
+            else:
+                torch.mul(term.down.flatten(1), term.columns, out=down[place].flatten(1))
 
     def _up_into(self, up: Tensor) -> None:
-        for piece, place in self._places():
-            up[:, place].copy_(piece.up)
-            if piece.scaling != 1:
-                up[:, place].mul_(piece.scaling)
+        for term, place in self._places():
+            if term.scaling == 1:
+                up[:, place].copy_(term.up)
+            else:
+                factor = torch.tensor([term.scaling], device=term.up.device)
+                torch.mul(term.up, term.scaling if up.dtype == term.up.dtype else factor, out=up[:, place])
 
 
 @dataclass(frozen=True)
@@ -185,6 +188,7 @@ class Lora:
             ``diffusers``, ``peft``).
         unknown: tensor names that belong to no layer we know.
         sha256: of the whole file, lower-case hex, or "".
+        size: of the whole file, bytes, or 0.
         base: the model family it was trained for, as in ``LoraHeader``.
         approximations: the layers of other families than LoRA that were made low-rank.
         extras: differences that no low-rank layer holds, by their name in kohya's files:
@@ -197,6 +201,7 @@ class Lora:
     dialect: str = "kohya"
     unknown: tuple[str, ...] = ()
     sha256: str = ""
+    size: int = 0
     base: str = "sdxl"
     approximations: tuple[Approximation, ...] = ()
     extras: Mapping[str, Tensor] = field(default_factory=dict)

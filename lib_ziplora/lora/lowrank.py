@@ -15,8 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .formats.families import Factors
 from .layer import Approximation, LoraLayer
+
+Factors = tuple[Tensor, Tensor]
+"""(up, down): (out, rank) and (rank, ...)."""
 
 # A sketch is only tried up to this share of a matrix's smaller side; beyond it, exact is as fast.
 SKETCH_SHARE = 1 / 4

@@ -11,7 +11,7 @@ from ..config import labels
 from ..errors import ConfigError, HostError, Interrupted, ZipLoraError
 from ..hosts import Drawn, Draws, Host, Pen, Picture, Progress
 from ..library.merge_prompts import prompts_of, together
-from ..lora.io.atomic import appearing
+from ..lora.io.atomic import atomic_write
 from ..plots import counted
 from ..progress import Meter
 from ..report.saved import SavedMerge, find_sources, merged_file, read_saved, saved_path
@@ -117,7 +117,7 @@ def save_sheet(comparison: Comparison, file: Path, overwrite: bool = False) -> N
     Raises:
         OutputError: there is a file of that name, or it can't be written.
     """
-    with appearing(file, overwrite) as temporary:
+    with atomic_write(file, overwrite) as temporary:
         save_png(comparison.grid, {"parameters": comparison.infotext}, temporary)
 
 

@@ -16,8 +16,7 @@ from ..hosts import Host
 from ..library.catalog import prompt_for
 from ..library.prompts import Prompted, combined_prompt, prompt_notes
 from ..lora.algebra import Pairing, pair, scale
-from ..lora.io.placing import copied, mapped
-from ..lora.io.read import read_loras
+from ..lora.io.read import read_lora
 from ..lora.io.sidecar import check_sidecar
 from ..lora.io.size import expected_size
 from ..lora.io.write import check_output
@@ -31,13 +30,9 @@ from .weights import checkpoint_weights
 
 @dataclass(frozen=True)
 class Inputs:
-    """The LoRAs of a request, in its order, read and paired, and where the result goes.
-
-    ``sizes``: bytes of each LoRA's file.
-    """
+    """The LoRAs of a request, in its order, read and paired, and where the result goes."""
 
     loras: tuple[Lora, ...]
-    sizes: tuple[int, ...]
     pairing: Pairing
     target: Path
     request: MergeRequest
@@ -112,25 +107,19 @@ def read_inputs(
         ZipLoraError: a file can't be read, two don't fit, or there is no room for the result.
     """
     rule = RankRule(request.settings.kept_energy)
-    # A learned merge takes long, and nobody should have to leave a LoRA alone meanwhile.
-    placing = mapped if request.settings.method == "direct" else copied
-
-    def begin(file: Path) -> None:
-        if file != files[0]:
-            meter.advance(1)
-        meter.enter("reading", f"Reading {file.stem}")
-
+    loras = []
     with memory_in_words(), checkpoint_weights(list(files), host) as weights:
-        loras = read_loras(files, weights, rule, begin, meter.stop_if_interrupted, placing)
-    sizes = [file.stat().st_size for file in files]
-    meter.advance(1)
+        for file in files:
+            meter.enter("reading", f"Reading {file.stem}")
+            loras.append(read_lora(file, weights, rule, meter.stop_if_interrupted))
+            meter.advance(1)
     for first, second in itertools.combinations(loras, 2):
         if first.sha256 == second.sha256:
             raise IncompatibleError(
                 f"{first.name} and {second.name} are the same file under two names. Choose different LoRAs."
             )
     meter.enter("reading", "Pairing the layers")
-    inputs = Inputs(tuple(loras), tuple(sizes), pair(*loras), target, request)
+    inputs = Inputs(tuple(loras), pair(*loras), target, request)
     _require_room(inputs)
     return inputs
 

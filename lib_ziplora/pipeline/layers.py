@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..config import parse_rank
 from ..lora.algebra import merge_extras
-from ..lora.formats.convert import FAMILY_NAMES
+from ..lora.formats.families import FAMILIES
 from ..lora.layer import Approximation, Lora, LoraLayer
 from ..lora.lowrank import RankRule, cut, total_error
 from ..plots import counted
@@ -70,7 +70,7 @@ def converted_warning(lora: Lora) -> str:
     items = lora.approximations
     if not items:
         return ""
-    families = ", ".join(sorted({FAMILY_NAMES[item.family] for item in items}))
+    families = ", ".join(sorted({FAMILIES[item.family].label for item in items}))
     worst = max(items, key=lambda item: item.error)
     return (
         f"{lora.name}: {counted(len(items), 'layer')} of {families} became low-rank, of rank "

@@ -111,4 +111,4 @@ def _within(limit: float, owners: Mapping[str, Sequence[LoraLayer]]) -> list[str
 def _work(layers: Sequence[LoraLayer]) -> float:
     """Multiplications of comparing a layer of several LoRAs, roughly."""
     rank = sum(layer.rank for layer in layers)
-    return 2.0 * (layers[0].out_features + layers[0].columns) * rank * rank
+    return 2.0 * (layers[0].out_features + layers[0].in_features) * rank * rank

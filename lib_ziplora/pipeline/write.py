@@ -12,10 +12,10 @@ from typing import Any
 
 from ..hosts import CheckpointInfo, Host
 from ..lora.algebra import Vectors, merge_layers
-from ..lora.io.atomic import all_or_none
+from ..lora.io.atomic import atomic_writes
 from ..lora.io.metadata import merged_metadata
 from ..lora.io.sidecar import sidecar_path, write_sidecar
-from ..lora.io.write import write_lora
+from ..lora.io.write import write_unnamed
 from ..lora.layer import Approximation, LoraLayer
 from ..progress import Meter
 from ..report.files import reported
@@ -96,17 +96,16 @@ def write(result: Result, host: Host, meter: Meter, started: float) -> MergeRepo
     saved = _saved(result, report)
     packed = saved.pack()
     note = {"file": side.name, "sha256": hashlib.sha256(packed).hexdigest()}
-    with all_or_none((*parts, side, inputs.target)) as written:
+    recipe = {**_recipe(result, report), "coefficients": note}
+    metadata = merged_metadata(report.name, layers, inputs.loras, recipe)
+    files = (*parts, side, inputs.target)
+    with atomic_writes(files, inputs.request.overwrite) as (*hidden_parts, hidden_side, hidden):
         for index, path in enumerate(parts):
-            _write_part(result, report, index, path)
-            written.append(path)
-        write_sidecar(side, packed, inputs.request.overwrite)
-        written.append(side)
+            _write_part(result, report, index, path, hidden_parts[index])
+        write_sidecar(hidden_side, packed)
         meter.enter("writing", f"Writing {inputs.target.name}")
-        recipe = {**_recipe(result, report), "coefficients": note}
-        metadata = merged_metadata(report.name, layers, inputs.loras, recipe)
         meter.stop_if_interrupted()
-        model_hash = _write_lora(inputs, inputs.target, layers, metadata)
+        model_hash = _write_lora(inputs, hidden, inputs.target, layers, metadata)
     for path in (*parts, inputs.target):
         host.refresh(path)
     seconds = time.monotonic() - started
@@ -115,20 +114,21 @@ def write(result: Result, host: Host, meter: Meter, started: float) -> MergeRepo
     return reported(done, saved, inputs.target, inputs.request.report)
 
 
-def _write_part(result: Result, report: MergeReport, index: int, path: Path) -> None:
+def _write_part(result: Result, report: MergeReport, index: int, path: Path, temporary: Path) -> None:
     """One LoRA's part as a file of its own."""
     part = result.inputs.alone(index)
     layers, _ = merged_layers(part, result.coefficients)
     source = (result.inputs.loras[index],)
-    _write_lora(part, path, layers, merged_metadata(path.stem, layers, source, _recipe(result, report)))
+    metadata = merged_metadata(path.stem, layers, source, _recipe(result, report))
+    _write_lora(part, temporary, path, layers, metadata)
 
 
 def _write_lora(
-    inputs: Inputs, path: Path, layers: Mapping[str, LoraLayer], metadata: Mapping[str, str]
+    inputs: Inputs, temporary: Path, file: Path, layers: Mapping[str, LoraLayer], metadata: Mapping[str, str]
 ) -> str:
     request = inputs.request
-    precision, extras = request.settings.precision, inputs.extras(layers)
-    return write_lora(path, layers, metadata, precision, request.overwrite, extras)
+    extras = inputs.extras(layers)
+    return write_unnamed(temporary, file, layers, metadata, request.settings.precision, extras)
 
 
 def _saved(result: Result, report: MergeReport) -> SavedMerge:
@@ -137,10 +137,7 @@ def _saved(result: Result, report: MergeReport) -> SavedMerge:
     return SavedMerge(
         loras=inputs.request.loras,
         settings=inputs.request.settings,
-        sources=tuple(
-            Source(lora.name, lora.sha256, size)
-            for lora, size in zip(inputs.loras, inputs.sizes, strict=True)
-        ),
+        sources=tuple(Source(lora.name, lora.sha256, lora.size) for lora in inputs.loras),
         coefficients=result.coefficients,
         checkpoint=result.checkpoint,
         summary={name: getattr(report, name) for name in SUMMARY},

@@ -131,7 +131,7 @@ def _layer_of_ones(
     layers = [concepts[index][name] for index in owners]
     return LayerCoefficients(
         concepts=owners,
-        m=torch.ones(len(owners), layers[0].columns, device=device, requires_grad=True),
+        m=torch.ones(len(owners), layers[0].in_features, device=device, requires_grad=True),
         down=torch.cat([layer.down.flatten(1).to(device, dtype) for layer in layers]),
         ranks=tuple(layer.rank for layer in layers),
         up=torch.cat([layer.up.float() * layer.scaling for layer in layers], dim=1).to(device, dtype),

@@ -77,7 +77,7 @@ def test_a_lora_of_an_earlier_picture_does_not_leak(host: A1111Host) -> None:
 def gradients(session: Any, recompute: bool) -> dict[str, Tensor]:
     """Of the sum of squares of a prediction with one coefficient per LoRA column."""
     layers = read_lora(A1111Host().resolve(SUBJECT)).unet_layers()
-    m = {name: torch.ones(layer.columns, requires_grad=True) for name, layer in layers.items()}
+    m = {name: torch.ones(layer.in_features, requires_grad=True) for name, layer in layers.items()}
     branches = {
         name: (
             lambda layer=layer, m=m[name]: (

@@ -43,7 +43,7 @@ def test_merged_delta_is_the_sum_of_the_scaled_deltas(name, ranks, alphas):
     subject, style = (
         random_layer(name, r, a, seed=i) for i, (r, a) in enumerate(zip(ranks, alphas, strict=True))
     )
-    m_c, m_s = torch.randn(subject.columns), torch.randn(subject.columns)
+    m_c, m_s = torch.randn(subject.in_features), torch.randn(subject.in_features)
     merged = merge_layers([layers(subject), layers(style)], [0.7, -0.4], [{name: m_c}, {name: m_s}])[name]
     expected = 0.7 * dense_columns(subject) * m_c - 0.4 * dense_columns(style) * m_s
     torch.testing.assert_close(dense_columns(merged), expected, rtol=1e-5, atol=1e-5)
@@ -63,7 +63,7 @@ def test_coefficients_of_one_are_the_plain_sum(name, ranks, alphas, weights, see
     subject, style = (
         random_layer(name, r, a, seed + i) for i, (r, a) in enumerate(zip(ranks, alphas, strict=True))
     )
-    ones = torch.ones(subject.columns)
+    ones = torch.ones(subject.in_features)
     plain = merge_layers([layers(subject), layers(style)], weights)[name]
     learnt = merge_layers([layers(subject), layers(style)], weights, [{name: ones}] * 2)[name]
     assert torch.equal(plain.down, learnt.down)
@@ -85,7 +85,7 @@ def test_any_number_of_loras_add_up_each_with_its_own_weight_and_coefficients(na
     generator = torch.Generator().manual_seed(seed)
     parts = [random_layer(name, rank, 2.0, seed + index) for index, rank in enumerate(ranks)]
     weights = (torch.rand(len(parts), generator=generator) * 4 - 2).tolist()
-    vectors = [torch.randn(parts[0].columns, generator=generator) for _ in parts]
+    vectors = [torch.randn(parts[0].in_features, generator=generator) for _ in parts]
     having = [index for index in range(len(parts)) if owners[index]]
     loras = [layers(part) if index in having else {} for index, part in enumerate(parts)]
     merged = merge_layers(loras, weights, [{name: m} if i in having else {} for i, m in enumerate(vectors)])

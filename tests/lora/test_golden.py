@@ -7,9 +7,9 @@ import math
 
 import pytest
 
-from lib_ziplora.lora.formats.families import family_of
+from lib_ziplora.lora.formats.families import RELATIVE, family_of
 from lib_ziplora.lora.formats.keys import parse
-from lib_ziplora.lora.io.inspect import RELATIVE_FAMILIES, inspect_header, unsupported_reason
+from lib_ziplora.lora.io.inspect import inspect_header, unsupported_reason
 
 from .golden_layouts import FOLDER, records
 
@@ -56,5 +56,5 @@ def test_every_layout_is_a_lora_of_sdxl(tmp_path, name):
     assert (header.base, header.layers) == ("sdxl", len(golden["modules"]))
     assert header.unet_layers == sum(module.startswith("lora_unet_") for module in golden["modules"])
     assert unsupported_reason(header) == ""
-    relative = bool(RELATIVE_FAMILIES & set(golden["families"]))
+    relative = bool(RELATIVE & set(golden["families"]))
     assert bool(unsupported_reason(header, checkpoint=False)) == relative == bool(header.relative_family)

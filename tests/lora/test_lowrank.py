@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib_ziplora.lora import lowrank
+from lib_ziplora.lora.formats import deltas
 from lib_ziplora.lora.formats import families as lycoris
 from lib_ziplora.lora.lowrank import EXACT, Approximation, RankRule
 
@@ -68,7 +69,7 @@ def test_a_small_rank_is_found_by_the_sketch_and_a_high_one_exactly():
 def test_loha(shape, rank, rule):
     parts = loha(rand(3), shape, rank)
     delta = lycoris.delta_weight(parts, shape)
-    layer, found = lowrank.from_hadamard("x", lycoris.loha_halves(parts), 0.5, shape[1:], rule)
+    layer, found = lowrank.from_hadamard("x", deltas.loha_halves(parts), 0.5, shape[1:], rule)
     check(delta * 0.5 / lycoris.scaling(parts), layer, found, rule)
     assert found.family == "loha"
     assert layer.rank <= rank**2 or rank**2 > min(shape[0], 8)
@@ -79,7 +80,7 @@ def test_loha_with_tucker(rule):
     for out in (12, 80):
         parts = loha_tucker(rand(4), (out, 8, 3, 3), 2)
         scaling = lycoris.scaling(parts)
-        halves = lycoris.loha_halves(parts)
+        halves = deltas.loha_halves(parts)
         layer, found = lowrank.from_hadamard("x", halves, scaling, (8, 3, 3), rule)
         check(lycoris.delta_weight(parts, (out, 8, 3, 3)), layer, found, rule)
 
@@ -94,7 +95,7 @@ def test_lokr(shape, first, second, rule, sign):
         return
     parts = lokr(rand(5), shape, first, second)
     parts["scale"] = torch.tensor(0.3 * sign)
-    matrices = lycoris.lokr_matrices(parts)
+    matrices = deltas.lokr_matrices(parts)
     layer, found = lowrank.from_kronecker("x", *matrices, 0.3 * sign, shape[1:], rule)
     check(lycoris.delta_weight(parts, shape), layer, found, rule)
 

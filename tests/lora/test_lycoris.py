@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from lib_ziplora.lora.formats import deltas
 from lib_ziplora.lora.formats import families as lycoris
 
 from . import webui_networks
@@ -273,23 +274,23 @@ def test_magnitudes_of_rows_equal_lycoris(shape, form):
     weight, delta = make(*shape), lycoris.delta_weight(form(make, shape), shape)
     magnitude = make(shape[0], *[1] * (len(shape) - 1)).abs()
     theirs = general.weight_decompose(weight + delta, magnitude, wd_on_out=True) - weight
-    assert_close(lycoris.decomposed_rows(weight, delta, magnitude), theirs)
+    assert_close(deltas.decomposed_rows(weight, delta, magnitude), theirs)
     columns = make(1, shape[1], *[1] * (len(shape) - 2)).abs()
     theirs = general.weight_decompose(weight + delta, columns, wd_on_out=False) - weight
-    assert_close(lycoris.decomposed(weight, delta, columns), theirs)
+    assert_close(deltas.decomposed(weight, delta, columns), theirs)
 
 
 def test_a_decomposition_with_the_weights_own_lengths_changes_nothing():
     weight = rand(2)(*CONV)
     lengths = weight.transpose(0, 1).flatten(1).norm(dim=1).reshape(1, -1, 1, 1)
-    assert lycoris.decomposed(weight, torch.zeros(CONV), lengths).abs().max() < 1e-6
+    assert deltas.decomposed(weight, torch.zeros(CONV), lengths).abs().max() < 1e-6
     rows = weight.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1)
-    assert lycoris.decomposed_rows(weight, torch.zeros(CONV), rows).abs().max() < 1e-6
+    assert deltas.decomposed_rows(weight, torch.zeros(CONV), rows).abs().max() < 1e-6
 
 
 def test_a_decomposition_keeps_columns_of_zeros():
     weight = torch.zeros(3, 2)
-    assert lycoris.decomposed(weight, torch.zeros(3, 2), torch.ones(1, 2)).equal(weight)
+    assert deltas.decomposed(weight, torch.zeros(3, 2), torch.ones(1, 2)).equal(weight)
 
 
 def test_parts_of_no_family_are_said():

@@ -93,11 +93,11 @@ def test_reading_ends_at_the_layer_where_it_is_interrupted(tmp_path):
             raise Interrupted("stop")
 
     with pytest.raises(Interrupted):
-        read_lora(file, on_layer=interrupt)
+        read_lora(file, on_step=interrupt)
     assert calls == [0, 1]
     calls = []
-    read_lora(file, on_layer=lambda: calls.append(0))
-    assert len(calls) == 3
+    read_lora(file, on_step=lambda: calls.append(0))
+    assert len(calls) == 1 + 3  # a few megabytes and three layers
 
 
 def test_what_an_interrupt_raises_is_not_called_a_read_error(tmp_path):
@@ -107,7 +107,7 @@ def test_what_an_interrupt_raises_is_not_called_a_read_error(tmp_path):
         raise OSError("the window is gone")
 
     with pytest.raises(OSError, match="the window is gone"):
-        read_lora(file, on_layer=broken)
+        read_lora(file, on_step=broken)
 
 
 @pytest.mark.parametrize("energy", [0.5, 0.9, 0.995])

@@ -49,7 +49,7 @@ def changed(change):
             f"{Q} is stored as",
         ),
         (lambda c: c.update({f"{Q}.lora_down.weight": torch.zeros(3, 5, 1)}), f"{Q} has the shape"),
-        (lambda c: c.update({f"{Q}.lora_down.weight": torch.zeros(0, 5)}), f"{Q} has the shape"),
+        (lambda c: c.update({f"{Q}.lora_down.weight": torch.zeros(0, 5)}), f"{Q} is empty"),
         (
             lambda c: c.update({DIALECTS["diffusers"](Q)[0]: torch.zeros(3, 5)}),
             f"layer {Q} twice, as .* and as ",

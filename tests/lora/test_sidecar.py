@@ -46,7 +46,7 @@ def header(**changed) -> str:
 
 def test_what_is_packed_is_read_back_bit_for_bit(tmp_path):
     meant, path = sample(), tmp_path / "a.ziplora"
-    write_sidecar(path, meant.pack(), False)
+    write_sidecar(path, meant.pack())
     read, sha256 = read_sidecar(path)
     assert sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert read.about == meant.about
@@ -62,7 +62,7 @@ def test_the_same_content_gives_the_same_bytes():
 def test_it_is_a_safetensors_file_under_a_name_that_nobody_lists(tmp_path):
     path = sidecar_path(tmp_path / "v1.5 merge.safetensors")
     assert path == tmp_path / "v1.5 merge.ziplora" and path.suffix not in LISTED
-    write_sidecar(path, sample().pack(), False)
+    write_sidecar(path, sample().pack())
     assert set(load_file(path)) == {f"0.{Q}", f"0.{K2}", f"2.{Q}", f"2.{OUT}"}
 
 
@@ -70,13 +70,9 @@ def test_it_is_replaced_only_when_asked(tmp_path):
     lora, path = tmp_path / "a.safetensors", tmp_path / "a.ziplora"
     check_sidecar(lora, False)
     path.write_bytes(b"mine")
-    for attempt in (lambda: check_sidecar(lora, False), lambda: write_sidecar(path, b"x", False)):
-        with pytest.raises(OutputError, match=r"a\.ziplora exists already"):
-            attempt()
-    assert path.read_bytes() == b"mine"
+    with pytest.raises(OutputError, match=r"a\.ziplora exists already"):
+        check_sidecar(lora, False)
     check_sidecar(lora, True)
-    write_sidecar(path, b"new", True)
-    assert path.read_bytes() == b"new"
 
 
 def test_every_truncation_is_noticed(tmp_path):
@@ -146,5 +142,5 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 
 def test_a_merge_that_learnt_nothing_is_read_back(tmp_path):
     meant, path = Sidecar(({}, {}), {"text": "only"}), tmp_path / "a.ziplora"
-    write_sidecar(path, meant.pack(), False)
+    write_sidecar(path, meant.pack())
     assert read_sidecar(path)[0] == meant

@@ -66,7 +66,7 @@ def test_the_file_is_the_sum_of_each_delta_with_its_own_weight_and_coefficients(
     sources = [read_lora(host.folder / f"{lora.lora}.safetensors") for lora in asked.loras]
     vectors = learnt or [{}, {}, {}]
     for name, layer in whole.layers.items():
-        expected = torch.zeros(layer.out_features, layer.columns)
+        expected = torch.zeros(layer.out_features, layer.in_features)
         for lora, source, m in zip(asked.loras, sources, vectors, strict=True):
             if name in source.layers:
                 expected += lora.weight * source.layers[name].delta().flatten(1) * m.get(name, 1)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +13,6 @@ from safetensors.torch import load_file, save_file
 
 from lib_ziplora.config import MergeSettings
 from lib_ziplora.errors import ConfigError, LoraFileError, OutputError, UnsupportedLoraError
-from lib_ziplora.lora.io import atomic as publishing
 from lib_ziplora.pipeline import write as writing
 from lib_ziplora.pipeline.merge import check, run
 from lib_ziplora.pipeline.reexport import ReexportRequest, check_reexport, reexport
@@ -191,14 +192,18 @@ def test_when_one_file_can_not_be_written_all_are_as_they_were(host, monkeypatch
     asked = dataclasses.replace(request(split=True, weight=(0.5, 0.5)), overwrite=overwrite)
     if overwrite:
         run(request(split=True), host)
-    before, publish = content(host), publishing._publish
+    before, replace = content(host), Path.replace
 
-    def full(temporary, file, replace):
-        if file.name == ending:
+    def full(self, target):
+        if target.name == ending and self.suffix == ".tmp":
             raise OSError(28, "No space left on device")
-        publish(temporary, file, replace)
+        return replace(self, target)
 
-    monkeypatch.setattr(publishing, "_publish", full)
+    def no_links(*_arguments, **_options):
+        raise NotImplementedError
+
+    monkeypatch.setattr(Path, "replace", full)
+    monkeypatch.setattr(os, "link", no_links)
     with pytest.raises(OutputError, match=f"The disk is full: {ending} was not written"):
         run(asked, host)
     assert content(host) == before

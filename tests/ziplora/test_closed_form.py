@@ -96,7 +96,7 @@ def test_the_solution_is_the_least_squares_solution(present, kernel):
         ),
     ]
     layers = [layer if kept else None for layer, kept in zip(layers, present, strict=True)]
-    columns = next(layer for layer in layers if layer).columns
+    columns = next(layer for layer in layers if layer).in_features
     inputs = [torch.randn(count, columns, generator=generator) * count / 50 for count in (50, 70, 60)]
     strengths, weights, start = [(1.0, 0.0), (0.0, 1.0), (0.9, 0.4)], [1.0, 1.0, 5.0], (0.9, 0.4)
     coefficients = MergerCoefficients.ones([{"a": layer} if layer else {} for layer in layers])

@@ -241,7 +241,7 @@ def test_similarity_counts_shared_layers_only():
     coefficients = MergerCoefficients.ones([only, style])
     coefficients.layers["lora_unet_conv_in"].m.data.fill_(5.0)
     assert similarity(coefficients).item() == 1.0
-    assert similarity_sum(coefficients).item() == subject["lora_unet_down"].columns
+    assert similarity_sum(coefficients).item() == subject["lora_unet_down"].in_features
     apart = {"lora_unet_down": subject["lora_unet_down"]}, {"lora_unet_conv_in": style["lora_unet_conv_in"]}
     assert similarity(MergerCoefficients.ones(apart)).item() == 0.0
 

@@ -13,31 +13,20 @@ from torch import Tensor
 
 from ...errors import LoraFileError, UnsupportedLoraError
 from ..layer import Approximation, LoraLayer
-from ..lowrank import RankRule, from_dense, from_hadamard, from_kronecker
-from .families import MAGNITUDES, delta_weight, family_of, loha_halves, lokr_matrices, needs_weight, scaling
+from ..lowrank import RankRule, from_dense
+from .families import FAMILIES, delta_weight, family_of, named_family, needs_weight, scaling
 from .limits import check_affordable, rank_and_shape, weight_shape
+from .sdxl import largest_weight
 
 Parts = Mapping[str, Tensor]
 Weights = Callable[[str], "Tensor | None"]
 """Canonical module name -> the checkpoint's weight, or None where it has no such module."""
 
-FAMILY_NAMES = {
-    "lora": "LoRA",
-    "dora": "DoRA",
-    "loha": "LoHa",
-    "lokr": "LoKr",
-    "ia3": "(IA)3",
-    "full": "a full difference",
-    "norm": "trained norm layers",
-    "glora": "GLoRA",
-    "oft": "OFT",
-    "lora-bias": "LoRA with biases",
-    "peft-oft": "PEFT's OFT",
-}
+PAIR = frozenset({"down", "up", "mid"})
+# Parts of a single number.
+SINGLE = frozenset({"alpha", "scale", "on_input"})
 # Parts that a layer carries beside its delta weight.
 SIDE_PARTS = frozenset({"diff_b", "up_bias"})
-
-
 # The bit patterns of infinity; those of NaN are above.
 _INFINITY = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80}
 
@@ -51,62 +40,66 @@ class Converted:
     extras: dict[str, Tensor]
 
 
-def family_label(parts: Mapping[str, object]) -> str | None:
-    """The family as people call it: like ``lycoris.family_of``, but DoRA whatever it decomposes."""
-    return "dora" if not MAGNITUDES.isdisjoint(parts) else family_of(parts)
-
-
-def is_plain(parts: Mapping[str, object]) -> bool:
-    """Whether a module is a LoRA or LoCon (perhaps a broken one), which is exact as it is."""
-    return MAGNITUDES.isdisjoint(parts) and family_of(parts) in ("lora", None) and _has_pair(parts)
-
-
 def convert(file: Path, name: str, parts: Parts, weights: Weights | None, rule: RankRule) -> Converted:
-    """A module of another family than LoRA.
+    """A module's tensors, of any family, fp64 cast to fp32 already.
+
+    LoRA and LoCon are exact as they are, without an approximation.
 
     Raises:
         LoraFileError: tensors that are incomplete, not finite, or don't fit each other.
         UnsupportedLoraError: the delta weight needs the checkpoint's weight, which isn't there.
     """
-    family = family_label(parts)
-    if family is None:
+    _check_numbers(file, name, parts)
+    family = named_family(parts)
+    if family == "lora" or (family is None and _is_broken_pair(parts)):
+        layer = _pair(file, name, parts)
+        approximation = None
+    elif family is None:
         raise LoraFileError(
             f"{file.name}: layer {name} has only {', '.join(sorted(parts))}, which is not enough of any kind "
             "of LoRA. Save it again with its trainer."
         )
-    _check_numbers(file, name, parts)
-    if family == "norm":
+    elif family == "norm":
         return Converted(None, None, {part: parts[part].float() for part in ("w_norm", "b_norm")})
-    weight = _weight(file, name, family, weights) if needs_weight(parts) else None
-    try:
-        layer, found = _low_rank(name, parts, weight, rule)
-    except (RuntimeError, ValueError, IndexError) as error:
-        shapes = ", ".join(f"{part} {list(tensor.shape)}" for part, tensor in sorted(parts.items()))
-        raise LoraFileError(
-            f"{file.name}: the tensors of layer {name} don't fit each other or the model ({shapes}). "
-            "Save it again with its trainer, or choose the checkpoint that it was trained on."
-        ) from error
-    check_result(file, layer)
-    label = Approximation(found.layer, family, found.rank, found.error, found.norm)
-    return Converted(layer, label, side_extras(file, name, parts, layer.out_features))
+    else:
+        weight = _weight(file, name, family, weights) if needs_weight(parts) else None
+        try:
+            layer, found = _low_rank(name, parts, weight, rule)
+        except (RuntimeError, ValueError, IndexError) as error:
+            shapes = ", ".join(f"{part} {list(tensor.shape)}" for part, tensor in sorted(parts.items()))
+            raise LoraFileError(
+                f"{file.name}: the tensors of layer {name} don't fit each other or the model ({shapes}). "
+                "Save it again with its trainer, or choose the checkpoint that it was trained on."
+            ) from error
+        approximation = Approximation(found.layer, family, found.rank, found.error, found.norm)
+    _check_result(file, layer)
+    return Converted(layer, approximation, _side_extras(file, name, parts, layer.out_features))
 
 
-def check_result(file: Path, layer: LoraLayer) -> None:
-    """Raise LoraFileError where finite tensors have made factors that are not."""
-    if not is_finite(layer.up) or not is_finite(layer.down) or not math.isfinite(layer.alpha):
-        raise LoraFileError(
-            f"{file.name}: layer {layer.name} has numbers too large to compute with: the training went wrong. "
-            "Choose an earlier save of it."
-        )
+def _is_broken_pair(parts: Parts) -> bool:
+    return bool(PAIR & parts.keys()) or parts.keys() <= {"alpha", "scale", *SIDE_PARTS}
 
 
-def side_extras(file: Path, name: str, parts: Parts, features: int) -> dict[str, Tensor]:
+def _check_result(file: Path, layer: LoraLayer) -> None:
+    """Raise LoraFileError where finite tensors have made a layer whose scaled factors are not, in fp32."""
+    up = layer.up.float() * layer.scaling if abs(layer.scaling) > 1 else layer.up
+    if not (is_finite(up) and is_finite(layer.down) and math.isfinite(layer.alpha)):
+        raise _too_large(file, f"layer {layer.name}")
+
+
+def _too_large(file: Path, where: str) -> LoraFileError:
+    return LoraFileError(
+        f"{file.name}: {where} has numbers too large to compute with: the training went wrong. "
+        "Choose an earlier save of it."
+    )
+
+
+def _side_extras(file: Path, name: str, parts: Parts, features: int) -> dict[str, Tensor]:
     """The bias difference that a layer has beside its delta weight, as ``diff_b``.
 
     PEFT's ``lora_B.bias`` is one too, scaled like the layer.
     """
     extras = {}
-    _check_numbers(file, name, {part: parts[part] for part in SIDE_PARTS & parts.keys()})
     for part in SIDE_PARTS & parts.keys():
         bias = parts[part].float().flatten()
         if bias.numel() != features:
@@ -115,6 +108,8 @@ def side_extras(file: Path, name: str, parts: Parts, features: int) -> dict[str,
                 "Save it again with its trainer."
             )
         extras["diff_b"] = bias if part == "diff_b" else bias * scaling(parts)
+        if not is_finite(extras["diff_b"]):
+            raise _too_large(file, f"{part} of layer {name}")
     return extras
 
 
@@ -132,10 +127,9 @@ def _low_rank(
     if told is None:
         raise ValueError(f"{family} has no shape of its own")
     shape = told[1]
-    if family == "loha":
-        return from_hadamard(name, loha_halves(parts), scaling(parts), shape[1:], rule)
-    if family == "lokr":
-        return from_kronecker(name, *lokr_matrices(parts), scaling(parts), shape[1:], rule)
+    low_rank = None if family is None else FAMILIES[family].low_rank
+    if low_rank is not None:
+        return low_rank(name, parts, scaling(parts), shape[1:], rule)
     return from_dense(name, delta_weight(parts, shape), rule)
 
 
@@ -165,22 +159,73 @@ def _weight(file: Path, name: str, family: str, weights: Weights | None) -> Tens
         what = "which can't be merged in a text encoder. Choose a LoRA without text encoder layers."
     else:
         what = "but the checkpoint has no such layer. Choose the checkpoint that it was trained on."
-    raise UnsupportedLoraError(f"{file.name}: layer {name} is {FAMILY_NAMES[family]}, {what}")
+    raise UnsupportedLoraError(f"{file.name}: layer {name} is {FAMILIES[family].label}, {what}")
+
+
+def _pair(file: Path, name: str, parts: Parts) -> LoraLayer:
+    """The layer of a LoRA or LoCon, with the bytes of its factors where nothing must be computed."""
+    for part in ("down", "up"):
+        if part not in parts:
+            raise LoraFileError(
+                f"{file.name}: layer {name} has no lora_{part}. Save it again with its trainer."
+            )
+    for part in PAIR & parts.keys():
+        if parts[part].ndim not in (2, 4):
+            shape = list(parts[part].shape)
+            raise LoraFileError(
+                f"{file.name}: {part} of layer {name} has the shape {shape}, which no LoRA layer has. "
+                "Save it again with its trainer."
+            )
+    down, up = _factors(file, name, parts["down"], parts["up"], parts.get("mid"))
+    rank = down.shape[0]
+    alpha = float(rank)
+    if "scale" in parts:
+        alpha = float(parts["scale"]) * rank
+    elif "alpha" in parts:
+        alpha = float(parts["alpha"]) * (rank / parts["down"].shape[0])
+    return LoraLayer(name, down, up, alpha)
+
+
+def _factors(file: Path, name: str, down: Tensor, up: Tensor, mid: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(down, up) in canonical shapes: 1x1 convolutions as matrices, ``mid`` folded into ``down``."""
+    if up.ndim == 4:
+        if up.shape[2:] != (1, 1):
+            raise _mismatch(file, name, down, up)
+        up = up.flatten(1)
+    if mid is not None:
+        numbers = mid.numel() // mid.shape[1] * down.shape[1]
+        fits = mid.ndim == 4 and down.shape[2:] in ((), (1, 1)) and mid.shape[1] == down.shape[0]
+        if not fits or numbers > largest_weight(name):
+            raise _mismatch(file, name, down, mid)
+        down = torch.einsum("nmkl,mj->njkl", mid.float(), down.flatten(1).float())
+    if down.shape[2:] == (1, 1):
+        down = down.flatten(1)
+    if up.shape[1] != down.shape[0]:
+        raise _mismatch(file, name, down, up)
+    return down, up
+
+
+def _mismatch(file: Path, name: str, down: Tensor, other: Tensor) -> LoraFileError:
+    return LoraFileError(
+        f"{file.name}: the tensors of layer {name} don't fit each other "
+        f"({list(down.shape)} and {list(other.shape)}). Save it again with its trainer."
+    )
 
 
 def _check_numbers(file: Path, name: str, parts: Parts) -> None:
+    """Refuse a tensor that is empty, of the wrong kind, or not finite in fp32."""
     for part, tensor in parts.items():
         where = f"{file.name}: {part} of layer {name}"
-        single = part in ("alpha", "scale", "on_input")
-        if single and tensor.numel() != 1:
-            raise LoraFileError(
-                f"{where} has {tensor.numel()} values instead of one. Save it again with its trainer."
-            )
-        if not single and not tensor.is_floating_point():
+        if part in SINGLE:
+            if tensor.numel() != 1:
+                raise LoraFileError(
+                    f"{where} has {tensor.numel()} values instead of one. Save it again with its trainer."
+                )
+        elif not tensor.is_floating_point():
             raise LoraFileError(f"{where} is stored as {tensor.dtype}. Save it as fp16, bf16 or fp32.")
         if not tensor.numel():
             raise LoraFileError(f"{where} is empty. Save it again with its trainer.")
-        if not is_finite(tensor):
+        if not is_finite(tensor if tensor.dtype != torch.float64 else tensor.float()):
             raise LoraFileError(
                 f"{where} contains NaN or infinity: the training went wrong. Choose an earlier save of it."
             )
@@ -196,8 +241,3 @@ def is_finite(tensor: Tensor) -> bool:
         return bool(bits.max() < infinity and bits.view(np.uint16).max() < infinity + 0x8000)
     # The largest and the smallest entry are NaN where any entry is.
     return bool(torch.isfinite(tensor.amax()) and torch.isfinite(tensor.amin()))
-
-
-def _has_pair(parts: Mapping[str, object]) -> bool:
-    others = {"alpha", "scale", *SIDE_PARTS}
-    return bool({"down", "up", "mid"} & parts.keys()) or parts.keys() <= others

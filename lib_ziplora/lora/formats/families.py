@@ -1,57 +1,158 @@
-"""Delta weights of every family of adapters, as pure functions on one module's tensors.
+"""LoRA families as one table, a row each, and what follows from it for one module's tensors.
 
-The tensors come as ``parts``: a mapping from the part's name, as in ``keys.PARTS``, to the
-tensor. Results are in fp32. Each equals what the WebUI 1.10.1 adds to the weight at strength 1;
-LyCORIS, whose trainer writes these files, agrees except where a function says otherwise.
-
-Of every family: the delta weight is scaled by ``scale`` where the file has one, else by
-alpha / rank where the family has a rank and the file an alpha, else by 1.
+A new family is a row here and its functions in ``deltas``, ``shapes`` and, where its singular values come cheaper
+than from the dense delta weight, ``lowrank``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-Parts = Mapping[str, Tensor]
-Factors = tuple[Tensor, Tensor]
+from ..layer import Approximation, LoraLayer
+from ..lowrank import RankRule, from_hadamard, from_kronecker
+from . import deltas, shapes
+from .deltas import Parts
+from .shapes import PartShapes
 
-# Family -> sets of parts, each of which is enough. The WebUI's order: the first that fits counts.
-REQUIRED: dict[str, tuple[frozenset[str], ...]] = {
-    "lora": (frozenset({"down", "up"}),),
-    "loha": (frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}),),
-    "ia3": (frozenset({"weight", "on_input"}),),
-    "lokr": tuple(
-        frozenset({*first, *second})
-        for first in (("lokr_w1",), ("lokr_w1_a", "lokr_w1_b"))
-        for second in (("lokr_w2",), ("lokr_w2_a", "lokr_w2_b"))
+LowRank = tuple[LoraLayer, Approximation]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family.
+
+    Attributes:
+        label: what people call it.
+        tails: ends of tensor names that only this family has.
+        required: sets of parts, each of which is enough to make a module of it; none of what only modifies
+            another family.
+        rank_parts: those whose first dimension is the rank that alpha is divided by; the first that is there.
+        delta: the delta weight of a module's tensors, unscaled.
+        delta_of_weight: the same of a family that needs the checkpoint's weight.
+        rank_and_shape: of the delta weight, from the tensors' shapes; None where those don't tell.
+        low_rank: (name, parts, scaling, input dimensions, rule) -> a layer without the dense delta weight.
+        scaled: whether ``alpha`` and ``scale`` multiply the delta weight.
+        refused: no merge can take it, whatever checkpoint is there.
+    """
+
+    label: str
+    tails: tuple[str, ...] = ()
+    required: tuple[frozenset[str], ...] = ()
+    rank_parts: tuple[str, ...] = ()
+    delta: Callable[[Parts], Tensor] | None = None
+    delta_of_weight: Callable[[Parts, Tensor], Tensor] | None = None
+    rank_and_shape: Callable[[PartShapes], tuple[int, tuple[int, ...]]] | None = None
+    low_rank: Callable[[str, Parts, float, Sequence[int], RankRule], LowRank] | None = None
+    scaled: bool = True
+    refused: bool = False
+
+
+def _loha(name: str, parts: Parts, scaling: float, inputs: Sequence[int], rule: RankRule) -> LowRank:
+    return from_hadamard(name, deltas.loha_halves(parts), scaling, inputs, rule)
+
+
+def _lokr(name: str, parts: Parts, scaling: float, inputs: Sequence[int], rule: RankRule) -> LowRank:
+    return from_kronecker(name, *deltas.lokr_matrices(parts), scaling, inputs, rule)
+
+
+# The WebUI's order: the first whose required parts are there counts.
+FAMILIES = {
+    "lora": Family(
+        "LoRA",
+        required=(frozenset({"down", "up"}),),
+        rank_parts=("down",),
+        delta=deltas.lora,
+        rank_and_shape=shapes.lora,
     ),
-    "full": (frozenset({"diff"}),),
-    "norm": (frozenset({"w_norm", "b_norm"}),),
-    "glora": (frozenset({"a1.weight", "a2.weight", "b1.weight", "b2.weight"}),),
-    "oft": (frozenset({"oft_blocks"}), frozenset({"oft_diag"})),
+    "dora": Family("DoRA", tails=("dora_scale", "lora_magnitude_vector.weight", "lora_magnitude_vector")),
+    "lora-bias": Family("LoRA with biases", tails=("lora_B.bias", "lora_up.bias")),
+    "loha": Family(
+        "LoHa",
+        tails=tuple(f"hada_{part}" for part in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")),
+        required=(frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}),),
+        rank_parts=("hada_w1_b",),
+        delta=deltas.loha,
+        rank_and_shape=shapes.loha,
+        low_rank=_loha,
+    ),
+    "ia3": Family(
+        "(IA)3",
+        tails=("on_input",),
+        required=(frozenset({"weight", "on_input"}),),
+        delta_of_weight=deltas.ia3,
+    ),
+    "lokr": Family(
+        "LoKr",
+        tails=tuple(f"lokr_{part}" for part in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")),
+        required=tuple(
+            frozenset({*first, *second})
+            for first in (("lokr_w1",), ("lokr_w1_a", "lokr_w1_b"))
+            for second in (("lokr_w2",), ("lokr_w2_a", "lokr_w2_b"))
+        ),
+        rank_parts=("lokr_w2_b", "lokr_w1_b"),
+        delta=deltas.lokr,
+        rank_and_shape=shapes.lokr,
+        low_rank=_lokr,
+    ),
+    "full": Family(
+        "a full difference",
+        tails=("diff", "diff_b"),
+        required=(frozenset({"diff"}),),
+        delta=deltas.full,
+        rank_and_shape=shapes.full,
+    ),
+    "norm": Family(
+        "trained norm layers",
+        tails=("w_norm", "b_norm"),
+        required=(frozenset({"w_norm", "b_norm"}),),
+        delta=deltas.norm,
+    ),
+    "glora": Family(
+        "GLoRA",
+        tails=tuple(f"{part}.weight" for part in ("a1", "a2", "b1", "b2")),
+        required=(frozenset({"a1.weight", "a2.weight", "b1.weight", "b2.weight"}),),
+        delta_of_weight=deltas.glora,
+        rank_and_shape=shapes.glora,
+    ),
+    "oft": Family(
+        "OFT",
+        tails=("oft_blocks", "oft_diag", "rescale"),
+        required=(frozenset({"oft_blocks"}), frozenset({"oft_diag"})),
+        delta_of_weight=deltas.oft,
+        scaled=False,
+    ),
+    "peft-oft": Family("PEFT's OFT", tails=("oft_R.weight",), refused=True),
 }
-# Families whose delta weight depends on the checkpoint's weight.
-RELATIVE = frozenset({"ia3", "glora", "oft"})
 # DoRA's magnitudes: kohya's and LyCORIS's, PEFT's.
 MAGNITUDES = frozenset({"dora_scale", "magnitude"})
+# Families whose delta weight depends on the checkpoint's weight.
+RELATIVE = frozenset({"dora", *(name for name, row in FAMILIES.items() if row.delta_of_weight is not None)})
+RANK_PARTS = tuple(part for family in FAMILIES.values() for part in family.rank_parts)
 
 
 def family_of(parts: Collection[str]) -> str | None:
-    """The family that a module's parts make, or None when they make none."""
+    """The family that a module's parts make, or None when they make none; DoRA is what it decomposes."""
     there = set(parts)
-    return next((name for name, sets in REQUIRED.items() if any(one <= there for one in sets)), None)
+    rows = FAMILIES.items()
+    return next((name for name, row in rows if any(one <= there for one in row.required)), None)
+
+
+def named_family(parts: Collection[str]) -> str | None:
+    """The family as people call it: like ``family_of``, but DoRA whatever it decomposes."""
+    return family_of(parts) if MAGNITUDES.isdisjoint(parts) else "dora"
 
 
 def needs_weight(parts: Collection[str]) -> bool:
     """Whether the delta weight can't be known without the checkpoint's weight."""
-    return not MAGNITUDES.isdisjoint(parts) or family_of(parts) in RELATIVE
+    return named_family(parts) in RELATIVE
 
 
 def delta_weight(parts: Parts, shape: Sequence[int] | None = None, weight: Tensor | None = None) -> Tensor:
-    """The delta weight of a module, of whichever family its parts make.
+    """The delta weight of a module, of whichever family its parts make, in fp32.
 
     Args:
         parts: the module's tensors.
@@ -68,12 +169,12 @@ def delta_weight(parts: Parts, shape: Sequence[int] | None = None, weight: Tenso
         raise ValueError(f"no family has the parts {', '.join(sorted(parts))}")
     if needs_weight(parts) and weight is None:
         raise ValueError(f"{family} needs the checkpoint's weight")
-    base = None if weight is None else weight.float()
-    if family in RELATIVE:
-        assert base is not None
-        delta = {"ia3": ia3, "glora": glora, "oft": oft}[family](parts, base)
+    row, base = FAMILIES[family], None if weight is None else weight.float()
+    if row.delta is not None:
+        delta = row.delta(parts)
     else:
-        delta = {"lora": lora, "loha": loha, "lokr": lokr, "full": full, "norm": norm}[family](parts)
+        assert row.delta_of_weight is not None and base is not None
+        delta = row.delta_of_weight(parts, base)
     if "bias" in parts:
         delta = delta.reshape(-1) + parts["bias"].float().reshape(-1)
     delta = delta * scaling(parts)
@@ -81,9 +182,9 @@ def delta_weight(parts: Parts, shape: Sequence[int] | None = None, weight: Tenso
     if target is not None:
         delta = delta.reshape(torch.Size(target))
     if base is not None and "dora_scale" in parts:
-        return decomposed(base, delta, parts["dora_scale"])
+        return deltas.decomposed(base, delta, parts["dora_scale"])
     if base is not None and "magnitude" in parts:
-        return decomposed_rows(base, delta, parts["magnitude"])
+        return deltas.decomposed_rows(base, delta, parts["magnitude"])
     return delta
 
 
@@ -93,198 +194,21 @@ def scaling(parts: Parts) -> float:
     LoKr's rank is that of its second half where that is factorised, else of its first. A full
     difference, a norm layer, GLoRA and LoKr of two whole matrices have none. The alpha of OFT is
     its constraint, that of (IA)3 has no meaning. LyCORIS scales GLoRA by alpha / rank;
-    the WebUI doesn't (see ``glora``).
+    the WebUI doesn't (see ``deltas.glora``).
     """
     family = family_of(parts)
-    if family == "oft":
+    if family is not None and not FAMILIES[family].scaled:
         return 1.0
     if "scale" in parts:
         return float(parts["scale"])
     rank = rank_of(parts)
     if rank is not None and "alpha" in parts:
         return float(parts["alpha"]) / rank
-    if family == "glora" and "alpha" in parts and not _is_old_glora(parts):
+    if family == "glora" and "alpha" in parts and not deltas.is_old_glora(parts):
         return float(parts["alpha"]) / parts["a2.weight"].shape[0]
     return 1.0
 
 
 def rank_of(parts: Parts) -> int | None:
     """The rank that alpha is divided by, or None in a family that has none."""
-    for name in ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b"):
-        if name in parts:
-            return parts[name].shape[0]
-    return None
-
-
-def lora(parts: Parts) -> Tensor:
-    """LoRA and LoCon: up @ down, or ``mid`` between them (Tucker), unscaled.
-
-    Shapes: down (rank, in[, kh, kw]), up (out, rank[, 1, 1]), mid (rank, rank, kh, kw).
-    """
-    up, down = parts["up"].float().flatten(1), parts["down"].float()
-    if "mid" in parts:
-        return torch.einsum("nmkl,in,mj->ijkl", parts["mid"].float(), up, down.flatten(1))
-    return (up @ down.flatten(1)).reshape(up.shape[0], *down.shape[1:])
-
-
-def loha(parts: Parts) -> Tensor:
-    """LoHa (arXiv 2108.06098): (w1_a @ w1_b) * (w2_a @ w2_b), unscaled.
-
-    Shapes: w_a (out, rank), w_b (rank, in) or, of a convolution, (rank, in * kh * kw); with
-    t1 and t2 (rank, rank, kh, kw) instead w_a (rank, out), w_b (rank, in), and each half is
-    sum_ij t[i, j] w_a[i, out] w_b[j, in] (Tucker).
-    """
-    (up1, down1), (up2, down2) = loha_halves(parts)
-    product = (up1 @ down1.flatten(1)) * (up2 @ down2.flatten(1))
-    columns = down1.shape[1:] if down1.ndim > down2.ndim else down2.shape[1:]
-    return product.reshape(up1.shape[0], *columns)
-
-
-def loha_halves(parts: Parts) -> tuple[Factors, Factors]:
-    """The (up, down) of both halves of a LoHa: (out, rank) and (rank, in[, kh, kw])."""
-    return _loha_half(parts, "1"), _loha_half(parts, "2")
-
-
-def _loha_half(parts: Parts, which: str) -> Factors:
-    a, b = parts[f"hada_w{which}_a"].float(), parts[f"hada_w{which}_b"].float()
-    return _tucker(parts[f"hada_t{which}"].float(), a, b) if f"hada_t{which}" in parts else (a.flatten(1), b)
-
-
-def lokr(parts: Parts) -> Tensor:
-    """LoKr (LyCORIS, arXiv 2309.14859): the Kronecker product of two matrices, unscaled.
-
-    Each matrix is whole or a product of two factors; the second may be a convolution's
-    (.., .., kh, kw), whole or with a core t2 (Tucker), or flattened to (.., .. * kh * kw).
-    """
-    first, second = lokr_matrices(parts)
-    product = torch.kron(first, second.flatten(1))
-    return product.reshape(product.shape[0], first.shape[1] * second.shape[1], *second.shape[2:])
-
-
-def lokr_matrices(parts: Parts) -> tuple[Tensor, Tensor]:
-    """Both matrices of a LoKr: (a, c) and (b, d[, kh, kw]), delta weight (a * b, c * d[, kh, kw])."""
-    whole = parts.get("lokr_w1")
-    first = parts["lokr_w1_a"].float() @ parts["lokr_w1_b"].float() if whole is None else whole.float()
-    if "lokr_w2" in parts:
-        return first, parts["lokr_w2"].float()
-    up, down = parts["lokr_w2_a"].float(), parts["lokr_w2_b"].float()
-    if "lokr_t2" in parts:
-        up, down = _tucker(parts["lokr_t2"].float(), up, down)
-    return first, (up @ down.flatten(1)).reshape(up.shape[0], *down.shape[1:])
-
-
-def _tucker(core: Tensor, a: Tensor, b: Tensor) -> Factors:
-    """sum_ij core[i, j, k, l] a[i, out] b[j, in] as (out, rank) and (rank, in, kh, kw)."""
-    return a.T, torch.einsum("ijkl,jr->irkl", core, b)
-
-
-def full(parts: Parts) -> Tensor:
-    """A full difference. Its ``diff_b`` is added to the bias, which no delta weight holds."""
-    return parts["diff"].float()
-
-
-def norm(parts: Parts) -> Tensor:
-    """The difference (features,) of a norm layer's weight; ``b_norm`` is that of its bias."""
-    return parts["w_norm"].float()
-
-
-def ia3(parts: Parts, weight: Tensor) -> Tensor:
-    """(IA)3 (arXiv 2205.05638): the weight times one number for every output, or every input.
-
-    Where the WebUI fails, on a convolution's outputs, this is LyCORIS's.
-    """
-    factors = parts["weight"].float().reshape(-1)
-    axis = 1 if bool(parts["on_input"]) else 0
-    return weight * factors.reshape(*(-1 if i == axis else 1 for i in range(weight.ndim)))
-
-
-def glora(parts: Parts, weight: Tensor) -> Tensor:
-    """GLoRA (arXiv 2306.07967): weight @ A + B, with A and B of low rank.
-
-    Old files have a1 (rank, in), a2 (in, rank), b1 (rank, in), b2 (out, rank): A = a2 @ a1 and
-    B = b2 @ b1. The WebUI takes only these, of linear layers, and leaves alpha out. Files of
-    today's LyCORIS have the factors' names the other way round, A = a1 @ a2 and B = b1 @ b2, and
-    alpha / rank in front of both; the WebUI fails on them, so they are taken as LyCORIS means them.
-    """
-    order = ("2", "1") if _is_old_glora(parts) else ("1", "2")
-    a_up, a_down = (parts[f"a{n}.weight"].float() for n in order)
-    b_up, b_down = (parts[f"b{n}.weight"].float() for n in order)
-    mixed = torch.einsum("oi...,ir,rj->oj...", weight, a_up.flatten(1), a_down.flatten(1))
-    return mixed + (b_up.flatten(1) @ b_down.flatten(1)).reshape(weight.shape)
-
-
-def _is_old_glora(parts: Parts) -> bool:
-    a1 = parts["a1.weight"]
-    return a1.shape[0] <= a1.shape[1]
-
-
-def oft(parts: Parts, weight: Tensor) -> Tensor:
-    """OFT and BOFT (arXiv 2306.07280, 2311.06243): the weight's outputs rotated, minus the weight.
-
-    ``oft_blocks`` (blocks, size, size) or, of BOFT, (stages, blocks, size, size) hold skew
-    matrices whose Cayley transforms are the rotations; ``oft_diag``, of old files, the
-    rotations themselves. alpha times outputs limits the norm of the skew matrices;
-    ``rescale`` multiplies each output.
-    """
-    if "oft_blocks" in parts:
-        blocks = _rotations(parts["oft_blocks"].float(), parts.get("alpha"), weight.shape[0])
-    else:
-        blocks = parts["oft_diag"].float()
-    if blocks.ndim == 4:
-        rotated = _butterfly(blocks, weight)
-    else:
-        groups = weight.reshape(blocks.shape[0], blocks.shape[-1], -1)
-        rotated = torch.einsum("knm,kni->kmi", blocks, groups).reshape(weight.shape)
-    if "rescale" in parts:
-        rotated = rotated * parts["rescale"].float().reshape(-1, *[1] * (weight.ndim - 1))
-    return rotated - weight
-
-
-def _rotations(blocks: Tensor, alpha: Tensor | None, outputs: int) -> Tensor:
-    if blocks.shape[-1:] != blocks.shape[-2:-1]:
-        raise ValueError(f"rotations are square, not {list(blocks.shape[-2:])}")
-    skew = blocks - blocks.transpose(-1, -2)
-    limit = 0.0 if alpha is None else float(alpha) * outputs
-    if limit != 0:
-        length = skew.norm()
-        skew = skew * ((length.clamp(max=limit) + 1e-8) / (length + 1e-8))
-    eye = torch.eye(blocks.shape[-1], dtype=skew.dtype, device=skew.device)
-    inverse: Tensor = torch.linalg.inv(eye - skew)
-    return (eye + skew) @ inverse
-
-
-def _butterfly(stages: Tensor, weight: Tensor) -> Tensor:
-    """Stage i mixes outputs that lie 2^i * size / 2 apart."""
-    size = stages.shape[-1]
-    flat = weight.flatten(1)
-    for i, blocks in enumerate(stages):
-        stride = 2**i * (size // 2)
-        shuffled = flat.reshape(-1, 2, stride, flat.shape[1]).transpose(1, 2)
-        turned = blocks @ shuffled.reshape(-1, size, flat.shape[1])
-        flat = turned.reshape(-1, stride, 2, flat.shape[1]).transpose(1, 2).reshape(flat.shape)
-    return flat.reshape(weight.shape)
-
-
-def decomposed(weight: Tensor, delta: Tensor, magnitude: Tensor) -> Tensor:
-    """DoRA (arXiv 2402.09353): the delta weight that gives weight + delta the learnt magnitudes.
-
-    (weight + delta) * magnitude / length - weight, with the length of each input's column. A
-    magnitude has the shape (1, in[, 1, 1]). LyCORIS and PEFT also train one for every output,
-    (out, 1[, 1, 1]), and divide by the length of each output's row; the WebUI divides
-    by the columns' lengths there too, and so does this. ``decomposed_rows`` is the other reading.
-    """
-    moved = weight + delta
-    length = moved.transpose(0, 1).flatten(1).norm(dim=1)
-    return _with_length(moved, magnitude, length.reshape(1, -1, *[1] * (weight.ndim - 2))) - weight
-
-
-def decomposed_rows(weight: Tensor, delta: Tensor, magnitude: Tensor) -> Tensor:
-    """DoRA with one magnitude for every output, (out, ...), as LyCORIS and PEFT mean it."""
-    moved = weight + delta
-    shape = (-1, *[1] * (weight.ndim - 1))
-    return _with_length(moved, magnitude.reshape(shape), moved.flatten(1).norm(dim=1).reshape(shape)) - weight
-
-
-def _with_length(moved: Tensor, magnitude: Tensor, length: Tensor) -> Tensor:
-    """A column of zeros stays one."""
-    return moved * (magnitude.float() / length.clamp_min(torch.finfo(length.dtype).tiny))
+    return next((parts[part].shape[0] for part in RANK_PARTS if part in parts), None)

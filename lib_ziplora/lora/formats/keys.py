@@ -14,6 +14,7 @@ from functools import lru_cache
 
 from torch import Tensor, nn
 
+from .families import FAMILIES
 from .sdxl import text_paths, unet_paths
 
 # Who wrote the name. The first that fits counts.
@@ -64,23 +65,7 @@ LOW_RANK_PARTS = {
 }
 
 # Tensors that only other families have -> the family.
-FAMILY_PARTS = {
-    "dora_scale": "dora",
-    "lora_magnitude_vector.weight": "dora",
-    "lora_magnitude_vector": "dora",
-    "lora_B.bias": "lora-bias",
-    "lora_up.bias": "lora-bias",
-    **{f"hada_{p}": "loha" for p in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")},
-    **{f"lokr_{p}": "lokr" for p in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")},
-    "on_input": "ia3",
-    "diff": "full",
-    "diff_b": "full",
-    "w_norm": "norm",
-    "b_norm": "norm",
-    **{f"{p}.weight": "glora" for p in ("a1", "a2", "b1", "b2")},
-    **dict.fromkeys(("oft_blocks", "oft_diag", "rescale"), "oft"),
-    "oft_R.weight": "peft-oft",
-}
+FAMILY_PARTS = {tail: name for name, family in FAMILIES.items() for tail in family.tails}
 
 # Tensors of a module itself: a checkpoint, or (IA)3 beside its on_input.
 MODULE_PARTS = {"weight": "weight", "bias": "bias"}

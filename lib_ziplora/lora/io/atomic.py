@@ -1,82 +1,170 @@
-"""Files that appear whole under their names, or not at all; alone or several together."""
+"""Atomic writing: files that appear whole under their names, or not at all; alone or several together.
+
+Files are written beside their names, as hidden ``.<name>.<host>-<process>.<token>.tmp``, and get their names at the
+end. Several get them together: a marker says that all are complete, so that a process that dies in between is
+finished by the next one (``clean_leftovers``), and one that dies before has changed nothing.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
+import re
 import secrets
+import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ...errors import OutputError
 
-
-@contextlib.contextmanager
-def appearing(file: Path, overwrite: bool) -> Iterator[Path]:
-    """A hidden file to write to, which gets its name when the block ends well.
-
-    Args:
-        file: the name that it gets, in an existing folder.
-        overwrite: replace an existing file.
-
-    Raises:
-        OutputError: it can't be written; what was there before is untouched.
-    """
-    try:
-        with hidden(file) as temporary:
-            yield temporary
-            _publish(temporary, file, overwrite)
-    except FileExistsError as error:
-        raise taken(file) from error
-    except OSError as error:
-        raise unwritable(file, error) from error
+# Seconds after which a hidden file is a leftover, even if its process may still run.
+LEFTOVER_AGE = 24 * 3600
+_HOST = hashlib.sha256(socket.gethostname().encode("utf-8", "replace")).hexdigest()[:6]
+_TEMPORARY = re.compile(
+    r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{6})-(?P<process>\d{1,9})\.(?P<token>[0-9a-f]{12})\.(?P<kind>tmp|old|new|replace)"
+)
+# Those of earlier versions.
+_NAMELESS = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
+_in_use: set[str] = set()
 
 
 @contextlib.contextmanager
-def all_or_none(files: Iterable[Path]) -> Iterator[list[Path]]:
-    """Files that are written together: when the block fails or is interrupted, each is as it was before.
+def atomic_write(file: Path, overwrite: bool) -> Iterator[Path]:
+    """A hidden file to write to, which gets its name when the block ends well: ``atomic_writes`` of one."""
+    with atomic_writes([file], overwrite) as (temporary,):
+        yield temporary
 
-    A file that is there gets a second, hidden name for the time of the block: it stays in its place
-    until it is replaced, and nothing is copied.
+
+@contextlib.contextmanager
+def atomic_writes(files: Sequence[Path], overwrite: bool) -> Iterator[list[Path]]:
+    """Hidden files to write to, which get their names together when the block ends well.
+
+    A link is replaced by the file, never written through.
 
     Args:
-        files: what the block is going to write.
+        files: the names that they get, in existing folders.
+        overwrite: replace existing files.
 
     Yields:
-        A list; the block adds each file to it once it is written.
+        A hidden file for each; the block creates all of them.
 
     Raises:
-        OutputError: a file that is there can't be kept.
+        OutputError: one can't be written, or its name is taken; every file is then what it was.
     """
-    kept: dict[Path, Path] = {}
-    written: list[Path] = []
+    token = secrets.token_hex(6)
+    temporaries = [_hidden(file, token, "tmp") for file in files]
+    _in_use.add(token)
+    try:
+        for folder in {file.parent for file in files}:
+            clean_leftovers(folder)
+        yield temporaries
+        _publish(list(zip(temporaries, files, strict=True)), token, overwrite)
+    except OSError as error:
+        raise unwritable(files[0], error) from error
+    finally:
+        _remove(temporaries)
+        _in_use.discard(token)
+
+
+def clean_leftovers(folder: Path) -> None:
+    """Finish what a dead process was publishing in a folder, and remove its hidden files."""
+    found: dict[str, dict[Path, re.Match[str]]] = {}
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(".") and _is_leftover(entry):
+                match = _TEMPORARY.fullmatch(entry.name)
+                if match is None:
+                    _remove([Path(entry)])
+                else:
+                    found.setdefault(match["token"], {})[folder / entry.name] = match
+    for group in found.values():
+        markers = [path for path, match in group.items() if match["kind"] in ("new", "replace")]
+        for path, match in group.items() if markers else ():
+            if match["kind"] == "tmp":
+                with contextlib.suppress(OutputError):
+                    _give_name(path, path.with_name(match["name"]), markers[0].suffix == ".replace")
+        _remove([path for path in group if path not in markers])
+        _remove(markers)
+
+
+@contextlib.contextmanager
+def probe(file: Path) -> Iterator[Path]:
+    """A free hidden name beside the file; whatever gets it is gone afterwards."""
+    token = secrets.token_hex(6)
+    temporary = _hidden(file, token, "tmp")
+    _in_use.add(token)
+    try:
+        yield temporary
+    finally:
+        _remove([temporary])
+        _in_use.discard(token)
+
+
+def _hidden(file: Path, token: str, kind: str) -> Path:
+    return file.with_name(f".{file.name}.{_HOST}-{os.getpid()}.{token}.{kind}")
+
+
+def _is_leftover(entry: os.DirEntry[str]) -> bool:
+    match = _TEMPORARY.fullmatch(entry.name)
+    if match is None and not _NAMELESS.fullmatch(entry.name):
+        return False
+    if match is not None and match["host"] == _HOST:
+        process = int(match["process"])
+        if process == os.getpid():
+            return match["token"] not in _in_use
+        if not _runs(process):
+            return True
+    return time.time() - entry.stat(follow_symlinks=False).st_mtime > LEFTOVER_AGE
+
+
+def _runs(process: int) -> bool:
+    """Whether a process runs on this machine; on Windows, where asking would end it, always."""
+    if os.name == "nt":
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _publish(pairs: Sequence[tuple[Path, Path]], token: str, overwrite: bool) -> None:
+    """Give complete files their names; where one can't get it, all names are again what they were."""
+    files = [file for _, file in pairs]
+    several = len(files) > 1
+    old = {file: _hidden(file, token, "old") for file in files if several and os.path.lexists(file)}
+    marker = _hidden(files[0], token, "replace" if overwrite else "new")
     try:
         for file in files:
-            if os.path.lexists(file):
-                kept[file] = _hidden_name(file)
-                _keep(file, kept[file])
-        yield written
+            if not overwrite and file in old:
+                raise taken(file)
+            if file in old:
+                _keep(file, old[file])
+        if several:
+            marker.open("xb").close()
+        for temporary, file in pairs:
+            _give_name(temporary, file, overwrite)
     except BaseException:
-        _restore(written, kept)
+        _restore(pairs, old)
         raise
-    for second in kept.values():
-        with contextlib.suppress(OSError):
-            second.unlink(missing_ok=True)
+    finally:
+        _remove([marker, *old.values()])
+    for folder in {file.parent for file in files}:
+        _flush_folder(folder)
 
 
-def _restore(written: Sequence[Path], kept: Mapping[Path, Path]) -> None:
-    for file in written:
-        if file not in kept:
-            with contextlib.suppress(OSError):
-                file.unlink(missing_ok=True)
-    for file, second in kept.items():
+def _restore(pairs: Sequence[tuple[Path, Path]], old: Mapping[Path, Path]) -> None:
+    for temporary, file in pairs:
         with contextlib.suppress(OSError):
-            if file in written or not os.path.lexists(file):
-                _replace(second, file)
-            else:
-                second.unlink(missing_ok=True)
+            if file in old:
+                _replace(old[file], file)
+            elif not temporary.exists() or temporary.samefile(file):
+                file.unlink()
 
 
 def _keep(file: Path, second: Path) -> None:
@@ -84,47 +172,27 @@ def _keep(file: Path, second: Path) -> None:
     try:
         os.link(file, second, follow_symlinks=False)
     except (OSError, NotImplementedError, AttributeError):
-        try:
-            _replace(file, second)
-        except OSError as error:
-            raise unwritable(file, error) from error
+        _replace(file, second)
 
 
-@contextlib.contextmanager
-def hidden(file: Path) -> Iterator[Path]:
-    """A free name beside the file, hidden from LoRA listings; whatever gets it is gone afterwards."""
-    temporary = _hidden_name(file)
+def _give_name(temporary: Path, file: Path, overwrite: bool) -> None:
+    """Name a file in one step; unless told to overwrite only if the name is free, even if it is taken right now.
+
+    Raises:
+        OutputError: the name is taken, or the system refuses.
+    """
     try:
-        yield temporary
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
-def _hidden_name(file: Path) -> Path:
-    return file.with_name(f".{file.stem}.{secrets.token_hex(6)}.tmp")
-
-
-def _publish(temporary: Path, file: Path, overwrite: bool) -> None:
-    """Give the finished file its name, in one step that either happens or doesn't."""
-    if overwrite:
-        _replace(temporary, file)
-    else:
-        _claim(temporary, file)
-    with contextlib.suppress(OSError):
-        folder = os.open(file.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        if overwrite:
+            _replace(temporary, file)
+        else:
+            _claim(temporary, file)
+    except FileExistsError as error:
+        raise taken(file) from error
+    except OSError as error:
+        raise unwritable(file, error) from error
 
 
 def _claim(temporary: Path, file: Path) -> None:
-    """Name the file only if the name is free, also when somebody takes it at this moment.
-
-    Raises:
-        FileExistsError: the name is taken.
-    """
     try:
         os.link(temporary, file)
     except FileExistsError:
@@ -148,6 +216,21 @@ def _replace(temporary: Path, file: Path) -> None:
         except PermissionError:
             time.sleep(pause)
     temporary.replace(file)
+
+
+def _flush_folder(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _remove(paths: Sequence[Path]) -> None:
+    for path in paths:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def taken(file: Path) -> OutputError:

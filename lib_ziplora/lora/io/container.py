@@ -1,15 +1,17 @@
-"""The container: a safetensors file's header, checked before anything is allocated.
+"""The safetensors container: its header, checked before anything is allocated.
 
 Layout: 8 bytes little-endian length, that many bytes of JSON (tensor name -> dtype, shape,
-data_offsets, and the strings of ``__metadata__``), then the data.
+data_offsets, and the strings of ``__metadata__``), then the data. A header is read piece by piece and refused at
+the first piece that no LoRA has, so that a hostile one costs little more than its own bytes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -18,8 +20,17 @@ from typing import Any, TypeGuard
 import torch
 
 from ...errors import LoraFileError
+from .untrusted_json import Scanner
 
+# What the header of a LoRA, or of the checkpoint that somebody takes for one, needs at most. Training tags
+# take up to some 60 MB.
 HEADER_LIMIT = 100_000_000
+TENSOR_LIMIT = 8_192
+METADATA_LIMIT = 2_000
+DIMENSION_LIMIT = 8
+SIZE_LIMIT = 1 << 28
+# Characters of a tensor's entry.
+ENTRY_LIMIT = 400
 
 DTYPES = {
     "F64": torch.float64,
@@ -62,21 +73,33 @@ class TensorEntry:
 
 @dataclass(frozen=True)
 class RawHeader:
-    """A checked header: every tensor lies inside the file and none overlap."""
+    """A checked header: every tensor lies inside the file and none overlap.
+
+    ``version`` is what ``version`` said of the file before the header was read.
+    """
 
     tensors: Mapping[str, TensorEntry]
     metadata: Mapping[str, str]
     data_start: int
     size: int
+    version: tuple[int, int]
+
+
+def version(stream: BufferedReader) -> tuple[int, int]:
+    """(size in bytes, time of the last change in ns) of an open file; both stay while nobody writes to it."""
+    status = os.fstat(stream.fileno())
+    return status.st_size, status.st_mtime_ns
 
 
 def read_header(stream: BufferedReader, file: Path) -> RawHeader:
-    """Read and check the header of an open file; the stream then stands at the data.
+    """Read and check the header of an open file.
 
     Raises:
         LoraFileError: anything wrong with it; the sentence names the file.
+        OSError: the disk.
     """
-    size = os.fstat(stream.fileno()).st_size
+    before = version(stream)
+    size = before[0]
     start = stream.read(64)
     if not start:
         raise LoraFileError(f"{file.name} is empty. Download or save it again.")
@@ -84,41 +107,53 @@ def read_header(stream: BufferedReader, file: Path) -> RawHeader:
     if len(start) < 10 or start[8:9] != b"{" or length > size - 8:
         raise LoraFileError(_not_safetensors(file, start))
     if length > HEADER_LIMIT:
-        raise LoraFileError(
-            f"{file.name} has a header of {length} bytes, more than any LoRA has. Download it again."
-        )
+        raise _too_much(file, f"a header of {length} bytes")
     stream.seek(8)
     try:
-        table = json.loads(stream.read(length).decode("utf-8"), object_pairs_hook=_no_repeats)
-    except (ValueError, RecursionError) as error:
+        tensors, metadata = _parsed(file, stream.read(length).decode("utf-8"))
+    except ValueError as error:
         raise LoraFileError(f"{file.name} has a damaged header ({error}). Download it again.") from error
-    metadata = table.pop("__metadata__", None) or {}
-    if not isinstance(metadata, dict):
-        raise LoraFileError(f"{file.name} has a damaged header (metadata). Download it again.")
-    tensors = {key: _entry(file, key, value) for key, value in table.items()}
     _check_places(file, tensors, size - 8 - length)
-    strings = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
-    return RawHeader(tensors, strings, 8 + length, size)
+    return RawHeader(tensors, metadata, 8 + length, size, before)
 
 
-def in_file_order(raw: RawHeader) -> list[tuple[str, TensorEntry]]:
-    """The tensors as they lie in the file."""
-    return sorted(raw.tensors.items(), key=lambda item: (item[1].begin, item[1].end))
-
-
-def read_into(stream: BufferedReader, file: Path, buffer: memoryview) -> None:
-    """Fill a buffer of bytes from where the stream stands.
+def _parsed(file: Path, text: str) -> tuple[dict[str, TensorEntry], dict[str, str]]:
+    """(tensors, metadata) of a header's text.
 
     Raises:
-        LoraFileError: the file ends before it is full.
-        OSError: the disk.
+        ValueError: it is no JSON object, or a name occurs twice.
+        LoraFileError: it holds what no header of a LoRA does.
     """
-    done = 0
-    while done < len(buffer):
-        count = stream.readinto(buffer[done:])
-        if not count:
-            raise LoraFileError(f"{file.name} became shorter while it was read. Try again.")
-        done += count
+    tensors: dict[str, TensorEntry] = {}
+    metadata: dict[str, str] | None = None
+    scanner = Scanner(text)
+    for key in scanner.members():
+        if key in tensors or (key == "__metadata__" and metadata is not None):
+            raise ValueError("a name occurs twice")
+        if key == "__metadata__":
+            metadata = _strings(file, scanner)
+        else:
+            tensors[key] = _entry(file, key, scanner.flat_object(ENTRY_LIMIT))
+        if len(tensors) > TENSOR_LIMIT:
+            raise _too_much(file, f"over {TENSOR_LIMIT} tensors")
+    scanner.end()
+    return tensors, metadata or {}
+
+
+def _strings(file: Path, scanner: Scanner) -> dict[str, str]:
+    """The metadata, strings by name; null is none."""
+    strings: dict[str, str] = {}
+    if not scanner.stands_at("{"):
+        if scanner.scalar() is not None:
+            raise ValueError("metadata")
+        return strings
+    for key in scanner.members():
+        if key in strings:
+            raise ValueError("a name occurs twice")
+        strings[key] = scanner.string() if scanner.stands_at('"') else json.dumps(scanner.scalar())
+        if len(strings) > METADATA_LIMIT:
+            raise _too_much(file, f"over {METADATA_LIMIT} strings of metadata")
+    return strings
 
 
 def header_of(file: Path) -> RawHeader:
@@ -127,9 +162,15 @@ def header_of(file: Path) -> RawHeader:
     Raises:
         LoraFileError: it can't be read, or is not a whole safetensors file.
     """
+    with reading(file), file.open("rb") as stream:
+        return read_header(stream, file)
+
+
+@contextlib.contextmanager
+def reading(file: Path) -> Iterator[None]:
+    """Turns an error of the disk into a LoraFileError."""
     try:
-        with file.open("rb") as stream:
-            return read_header(stream, file)
+        yield
     except OSError as error:
         raise unreadable(file, error) from error
 
@@ -150,21 +191,19 @@ def _not_safetensors(file: Path, start: bytes) -> str:
     return f"{file.name} is not a safetensors file, or a damaged one. Download it again as .safetensors."
 
 
-def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        raise ValueError("a name occurs twice")
-    return table
+def _entry(file: Path, key: str, value: Any) -> TensorEntry:
+    dtype, shape, offsets = value.get("dtype"), value.get("shape"), value.get("data_offsets")
+    if not (isinstance(dtype, str) and _sizes(shape) and _sizes(offsets) and len(offsets) == 2):
+        raise LoraFileError(f"{file.name} has a damaged header (tensor {key}). Download it again.")
+    if len(shape) > DIMENSION_LIMIT or max(shape, default=0) > SIZE_LIMIT:
+        raise _too_much(file, f"dimensions in tensor {key}")
+    entry = TensorEntry(dtype, tuple(shape), offsets[0], offsets[1])
+    _check_size(file, key, entry)
+    return entry
 
 
-def _entry(file: Path, key: str, value: object) -> TensorEntry:
-    if isinstance(value, dict):
-        dtype, shape, offsets = value.get("dtype"), value.get("shape"), value.get("data_offsets")
-        if isinstance(dtype, str) and _sizes(shape) and _sizes(offsets) and len(offsets) == 2:
-            entry = TensorEntry(dtype, tuple(shape), offsets[0], offsets[1])
-            _check_size(file, key, entry)
-            return entry
-    raise LoraFileError(f"{file.name} has a damaged header (tensor {key}). Download it again.")
+def _too_much(file: Path, what: str) -> LoraFileError:
+    return LoraFileError(f"{file.name} has {what}, more than any LoRA has. Download it again.")
 
 
 def _check_size(file: Path, key: str, entry: TensorEntry) -> None:

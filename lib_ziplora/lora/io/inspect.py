@@ -9,17 +9,9 @@ from pathlib import Path
 
 from ...errors import UnsupportedLoraError
 from ..formats.base_models import BASE_NAMES, detect_base
-from ..formats.convert import FAMILY_NAMES
-from ..formats.families import RELATIVE
+from ..formats.families import FAMILIES, RANK_PARTS, RELATIVE
 from ..formats.keys import ParsedKeys, parse
 from .container import RawHeader, header_of
-
-# Families that no merge can take, whatever checkpoint is there.
-REFUSED = frozenset({"peft-oft"})
-# Families whose delta weight needs the checkpoint's weight.
-RELATIVE_FAMILIES = RELATIVE | {"dora"}
-# The part whose first dimension is the rank.
-RANK_PARTS = ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b")
 
 
 @dataclass(frozen=True)
@@ -74,7 +66,7 @@ class LoraHeader:
     @property
     def relative_family(self) -> str:
         """A family in it that needs the checkpoint's weight to be read, or ""."""
-        return next((family for family in self.families if family in RELATIVE_FAMILIES), "")
+        return next((family for family in self.families if family in RELATIVE), "")
 
 
 def inspect_header(path: str | os.PathLike[str]) -> LoraHeader:
@@ -122,14 +114,14 @@ def unsupported_reason(header: LoraHeader, *, checkpoint: bool = True) -> str:
             "Choose a LoRA that was trained on an SDXL model."
         )
     for family, tensor in header.families.items():
-        if family in REFUSED:
+        if FAMILIES[family].refused:
             return (
-                f"{name} is or contains {FAMILY_NAMES[family]} (first seen at {tensor}), which can't be merged. "
+                f"{name} is or contains {FAMILIES[family].label} (first seen at {tensor}), which can't be merged. "
                 "Choose a LoRA of another kind, or convert it to a plain one."
             )
-        if family in RELATIVE_FAMILIES and not checkpoint:
+        if family in RELATIVE and not checkpoint:
             return (
-                f"{name} is or contains {FAMILY_NAMES[family]} (first seen at {tensor}), which changes the "
+                f"{name} is or contains {FAMILIES[family].label} (first seen at {tensor}), which changes the "
                 "checkpoint's own weights and can't be read without them. Choose a checkpoint "
                 "(--checkpoint on the command line), or convert the file to a plain LoRA."
             )

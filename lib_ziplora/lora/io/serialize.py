@@ -18,17 +18,16 @@ from ..formats.sdxl import POINTWISE_CONVOLUTION, TEXT_ATTENTION
 
 @dataclass(frozen=True)
 class Format:
-    """A dtype of the file: torch's, safetensors' word for it, and its unit roundoff."""
+    """A dtype of the file: torch's, and safetensors' word for it."""
 
     dtype: torch.dtype
     word: str
-    roundoff: float
 
 
 FORMATS = {
-    "fp16": Format(torch.float16, "F16", 2.0**-11),
-    "bf16": Format(torch.bfloat16, "BF16", 2.0**-8),
-    "fp32": Format(torch.float32, "F32", 2.0**-24),
+    "fp16": Format(torch.float16, "F16"),
+    "bf16": Format(torch.bfloat16, "BF16"),
+    "fp32": Format(torch.float32, "F32"),
 }
 # The strings that are sha256 sums of the data, and so are known last.
 HASH_KEYS = {"sshs_model_hash": "", "modelspec.hash_sha256": "0x"}

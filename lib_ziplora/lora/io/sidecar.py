@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ...errors import LoraFileError
 from ..algebra import Vectors
-from .atomic import appearing, taken
+from .atomic import taken
 from .container import RawHeader, read_header, unreadable
 from .serialize import Entry, header_bytes
 
@@ -70,13 +70,9 @@ def check_sidecar(lora: Path, overwrite: bool) -> None:
         raise taken(path)
 
 
-def write_sidecar(path: Path, content: bytes, overwrite: bool) -> None:
-    """Write packed coefficients, whole or not at all.
-
-    Raises:
-        OutputError: they can't be written, or the name is taken.
-    """
-    with appearing(path, overwrite) as temporary, temporary.open("xb") as stream:
+def write_sidecar(path: Path, content: bytes) -> None:
+    """Write packed coefficients to a new file of ``atomic_writes``, flushed to the disk."""
+    with path.open("xb") as stream:
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
