@@ -8,7 +8,7 @@ import torch
 from lib_ziplora.config import MergeSettings, settings_from
 from lib_ziplora.errors import ConfigError, OutputError
 from lib_ziplora.lora.io.read import read_lora
-from lib_ziplora.lora.io.write import write_lora
+from lib_ziplora.lora.io.write import write_unnamed
 from lib_ziplora.pipeline import write as writing
 from lib_ziplora.pipeline.merge import check, run
 
@@ -49,12 +49,12 @@ def test_nothing_is_written_when_a_part_is_there_already(host, taken):
 
 
 def test_the_parts_are_gone_again_when_the_merged_file_fails(host, monkeypatch):
-    def fail(path, *rest):
-        if path.stem == "merged":
+    def fail(temporary, file, *rest):
+        if file.stem == "merged":
             raise OutputError("no")
-        return write_lora(path, *rest)
+        return write_unnamed(temporary, file, *rest)
 
-    monkeypatch.setattr(writing, "write_lora", fail)
+    monkeypatch.setattr(writing, "write_unnamed", fail)
     before = sorted(host.folder.iterdir())
     with pytest.raises(OutputError, match="no"):
         run(request(split=True), host)
