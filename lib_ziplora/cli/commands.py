@@ -122,7 +122,7 @@ def serve(args: argparse.Namespace) -> int:
         from .. import api
         from ..ui.serve import serve as serve_tab
     except ImportError as error:
-        raise ConfigError(f"The page needs gradio ({error}): pip install gradio==3.41.2") from error
+        raise ConfigError(f"The page needs gradio ({error}): pip install -r requirements/serve.txt") from error
     queues: list[api.JobQueue] = []
 
     def ready(url: str) -> None:

@@ -18,16 +18,19 @@ from ..origins import AllowedOrigins, ServedNames, foreign_page
 
 READ = ("GET", "HEAD")
 PAGE = "/"
+INNER = "/gradio_api"
+"""What newer releases of gradio put before the routes below."""
 FILE = "/file="
-LOOKS = re.compile(r"/(?:theme\.css|favicon\.ico|(?:static|assets)/.+)")
+LOOKS = re.compile(r"/(?:theme\.css|favicon\.ico|(?:static|assets|svelte)/.+)")
+LIFE = re.compile(r"/heartbeat/\w+")
 FUNCTIONS = {
     "/config": READ,
     "/info": READ,
     "/queue/status": READ,
-    "/queue/join": ("websocket",),
+    "/queue/data": READ,
+    "/queue/join": ("websocket", "POST"),
     "/run/predict": ("POST",),
     "/run/predict/": ("POST",),
-    "/api/predict": ("POST",),
     "/reset": ("POST",),
     "/reset/": ("POST",),
 }
@@ -131,10 +134,12 @@ class Guard:
             return Refusal(405, "Pages of other servers may not ask.") if method == "OPTIONS" else None
         if method in READ and (path == PAGE or LOOKS.fullmatch(path)):
             return None
-        shown = method in READ and path.startswith(FILE) and self._is_shown(path.removeprefix(FILE))
-        if not shown and path not in FUNCTIONS:
+        path = path.removeprefix(INNER)
+        shown = path.startswith(FILE) and self._is_shown(path.removeprefix(FILE))
+        methods = READ if shown or LIFE.fullmatch(path) else FUNCTIONS.get(path)
+        if methods is None:
             return Refusal(404, "The page needs nothing at this address.")
-        if not shown and method not in FUNCTIONS[path]:
+        if method not in methods:
             return Refusal(405, f"The page doesn't ask this with {method:.20}.")
         if not self._has_token(headers):
             return Refusal(403, "Only the server's own page may do that. Reload the page.")

@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from ..hosts import Host
 from ..origins import ServedNames
 from . import tab
-from .compat import accepted
+from .compat import accepted, queued
 from .guard import Guard
 
 FIRST_PORT = 7860
@@ -56,7 +56,7 @@ def serve(
         os.environ["GRADIO_TEMP_DIR"] = folder
         _skip_proxies_for(address)
         page = tab.build(host)
-        page.queue(**accepted(page.queue, concurrency_count=8, default_concurrency_limit=8, api_open=False))
+        queued(page)
         page.show_api = False
         app = FastAPI(docs_url=None, redoc_url=None, openapi_url="/openapi.json" if extend else None)
         if extend is not None:
@@ -66,11 +66,24 @@ def serve(
         guard = Guard(
             app, names=ServedNames(address, names), folder=Path(folder), port=taken, programs=[*app.routes]
         )
-        own = accepted(gr.mount_gradio_app, gradio_api_url=f"{url.rstrip('/')}{guard.inner}/")
-        gr.mount_gradio_app(app, page, path="/", **own)
+        _mount(app, page, f"{url.rstrip('/')}{guard.inner}/")
         _run(
             uvicorn.Server(uvicorn.Config(guard, log_level="warning")), listener, url, open_browser, on_ready
         )
+
+
+def _mount(app: FastAPI, page: gr.Blocks, own_url: str) -> None:
+    wanted = accepted(
+        gr.mount_gradio_app,
+        gradio_api_url=own_url,
+        ssr_mode=False,
+        footer_links=[],
+        run_history=False,
+        enable_monitoring=False,
+        mcp_server=False,
+        pwa=False,
+    )
+    gr.mount_gradio_app(app, page, path="/", **wanted, **tab.looks(gr.mount_gradio_app))
 
 
 def _listener(address: str, port: int | None) -> socket.socket:

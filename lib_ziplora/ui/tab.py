@@ -5,7 +5,7 @@ Values and decisions are ``handlers.Desk``'s; here and in the panels are only co
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,7 @@ def build(host: Host, desk: Desk | None = None, defaults: Mapping[str, Any] | No
     """
     desk = desk or Desk(host)
     comparisons = Comparisons(desk)
-    looks = accepted(gr.Blocks.__init__, css=STYLE.read_text(encoding="utf-8"), theme=_theme())
-    with gr.Blocks(analytics_enabled=False, title="ZipLoRA", **looks) as tab:
+    with gr.Blocks(analytics_enabled=False, title="ZipLoRA", **looks(gr.Blocks.__init__)) as tab:
         with gr.Column(elem_id="ziplora_root"):
             controls = _controls(desk, defaults or setting_defaults())
             controls |= compare_panel(host, comparisons)
@@ -66,8 +65,10 @@ def refusal(message: str) -> gr.Blocks:
     return tab
 
 
-def _theme() -> gr.themes.Base:
-    return gr.themes.Default(font=FONTS, font_mono=["ui-monospace", "monospace"])
+def looks(function: Callable[..., Any]) -> dict[str, Any]:
+    """Style and theme, for the function that takes them: ``gr.Blocks``, or later what shows the page."""
+    theme = gr.themes.Default(font=FONTS, font_mono=["ui-monospace", "monospace"])
+    return accepted(function, css=STYLE.read_text(encoding="utf-8"), theme=theme)
 
 
 def _controls(desk: Desk, defaults: Mapping[str, Any]) -> Controls:
