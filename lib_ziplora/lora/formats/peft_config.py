@@ -8,7 +8,6 @@ a prefix, to ``adapter_config.json`` in the same folder.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..untrusted_json import load_json
 from .keys import TensorName
 
 HEADER_KEY = "lora_adapter_metadata"
@@ -87,7 +87,7 @@ def _read_sidecar(path: Path) -> Mapping[str, Any]:
 
 def _decoded(text: str) -> Mapping[str, Any]:
     try:
-        config = json.loads(text)
-    except (ValueError, RecursionError):
+        config = load_json(text)
+    except ValueError:
         return {}
     return config if isinstance(config, dict) else {}

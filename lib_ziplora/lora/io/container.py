@@ -20,7 +20,7 @@ from typing import Any, TypeGuard
 import torch
 
 from ...errors import LoraFileError
-from .untrusted_json import Scanner
+from ..untrusted_json import Scanner
 
 # What the header of a LoRA, or of the checkpoint that somebody takes for one, needs at most. Training tags
 # take up to some 60 MB.
@@ -126,6 +126,8 @@ def _parsed(file: Path, text: str) -> tuple[dict[str, TensorEntry], dict[str, st
     """
     tensors: dict[str, TensorEntry] = {}
     metadata: dict[str, str] | None = None
+    if text.count('"data_offsets"') > TENSOR_LIMIT:
+        raise _too_much(file, f"over {TENSOR_LIMIT} tensors")
     scanner = Scanner(text)
     for key in scanner.members():
         if key in tensors or (key == "__metadata__" and metadata is not None):

@@ -9,6 +9,7 @@ from typing import Any
 
 from ... import __version__
 from ..layer import Lora, LoraLayer
+from ..untrusted_json import load_json
 
 OWN_PREFIX = "ziplora_"
 
@@ -68,8 +69,8 @@ def read_recipe(metadata: Mapping[str, str]) -> dict[str, Any]:
 
 def _decoded(value: str) -> Any:
     try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
+        return load_json(value)
+    except ValueError:
         return value
 
 

@@ -138,7 +138,7 @@ def _what_else(header: LoraHeader) -> str:
 def _tensor(content: memoryview, raw: RawHeader, entry: TensorEntry) -> Tensor:
     dtype = DTYPES[entry.dtype]
     if entry.begin == entry.end:
-        return torch.empty(entry.shape, dtype=dtype)
+        return torch.empty(0, dtype=dtype)
     data = torch.frombuffer(
         content[raw.data_start + entry.begin : raw.data_start + entry.end], dtype=torch.uint8
     )

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ...errors import LoraFileError
 from ..algebra import Vectors
+from ..untrusted_json import load_json
 from .atomic import taken
 from .container import RawHeader, read_header, unreadable
 from .serialize import Entry, header_bytes
@@ -28,6 +29,8 @@ from .serialize import Entry, header_bytes
 ENDING = ".ziplora"
 KEY = "ziplora"
 FORMAT = 1
+# More than a merge can have.
+LORA_LIMIT = 64
 
 
 @dataclass(frozen=True)
@@ -109,13 +112,13 @@ def damaged(path: Path) -> LoraFileError:
 
 def _about(path: Path, raw: RawHeader) -> tuple[int, Mapping[str, Any]]:
     try:
-        table = json.loads(raw.metadata[KEY])
+        table = load_json(raw.metadata[KEY])
         written, count, about = table["format"], table["loras"], table["about"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise damaged(path) from error
     if type(written) is int and written > FORMAT:
         raise LoraFileError(f"{path.name} was written by a later version of ZipLoRA. Update ZipLoRA.")
-    if type(count) is not int or not 0 < count <= len(raw.metadata[KEY]) or not isinstance(about, dict):
+    if type(count) is not int or not 0 < count <= LORA_LIMIT or not isinstance(about, dict):
         raise damaged(path)
     return count, about
 

@@ -48,13 +48,15 @@ class Scanner:
             key = self.string()
             self._expect(":")
             yield key
-            if self.stands_at("}"):
-                self._at += 1
+            if not self.stands_at(","):
+                self._expect("}")
                 return
-            self._expect(",")
+            self._at += 1
 
     def stands_at(self, character: str) -> bool:
         """Whether the next character, spaces aside, is this one."""
+        if character and self._text.startswith(character, self._at):
+            return True
         found = _SPACE.match(self._text, self._at)
         self._at = self._at if found is None else found.end()
         return self._text.startswith(character, self._at)
