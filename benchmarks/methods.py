@@ -23,7 +23,7 @@ from lib_ziplora.lora.io.write import write_lora
 from lib_ziplora.lora.layer import LoraLayer
 from lib_ziplora.lora.lowrank import EXACT, from_dense
 from lib_ziplora.pipeline.merge import run
-from lib_ziplora.pipeline.reexport import ReexportRequest, reexport
+from lib_ziplora.pipeline.reexport import ReexportRequest
 from lib_ziplora.ziplora.baseline import null_space_projection
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -158,7 +158,7 @@ def _at_strengths(method: str, spec: str, pair: Pair, host: StandaloneHost, fold
         merge(other, pair, host, folder)
     target = _target(method, folder)
     weights = {"subject_weights": (float(subject),), "style_weights": (float(style),)}
-    reexport(ReexportRequest(str(made), str(target), True, **weights), host)
+    run(ReexportRequest(str(made), str(target), True, **weights), host)
     return Merged(target, 0.0)
 
 

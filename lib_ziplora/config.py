@@ -10,12 +10,12 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import MISSING, dataclass
+from typing import Any, Literal, get_args
 
 from .errors import ConfigError
 from .options import Option as Option
-from .options import check, coerce
+from .options import check, coerce, described, option
 from .options import parse_rank as parse_rank
 
 Role = Literal["subject", "style"]
@@ -27,48 +27,41 @@ Precision = Literal["fp16", "bf16", "fp32"]
 Checkpointing = Literal["auto", "on", "off"]
 Batching = Literal["auto", "together", "separate"]
 
-ROLES: tuple[Role, ...] = ("subject", "style")
+ROLES: tuple[Role, ...] = get_args(Role)
 PAPER_LAMBDA = 0.01
 LARGEST_WEIGHT = 10
-
-
-def _option(default: Any, label: str, help: str, **ranges: Any) -> Any:
-    return field(default=default, metadata={"option": Option(label, help, **ranges)})
 
 
 @dataclass(frozen=True)
 class MergeSettings:
     """Everything that decides what a merge computes, apart from its inputs."""
 
-    method: Method = _option(
+    method: Method = option(
         "ziplora",
         "Method",
         "ziplora learns one coefficient for every column; instant solves each layer by itself, in a moment; "
         "balanced is the plain sum at the strengths where both show in a picture of the combined prompt; direct is the "
         "plain sum at the weights above",
-        choices=("ziplora", "instant", "balanced", "direct"),
     )
-    steps: int = _option(50, "Updates", "Updates of the coefficients", minimum=1, maximum=1000, step=1)
-    learning_rate: float = _option(
+    steps: int = option(50, "Updates", "Updates of the coefficients", minimum=1, maximum=1000, step=1)
+    learning_rate: float = option(
         0.01, "Learning rate", "Adam's learning rate", minimum=0.00001, maximum=0.5, step=0.0001
     )
-    objective: Objective = _option(
+    objective: Objective = option(
         "relative",
         "Objective",
         "relative divides each error by its LoRA's own effect; cosine does too, and keeps directions apart instead of "
         "sizes; public is the public script's mean squares; paper is equation 5 to the letter",
-        choices=("relative", "cosine", "public", "paper"),
         advanced=True,
     )
-    start: Start = _option(
+    start: Start = option(
         "closed-form",
         "Start",
         "Where the coefficients start: closed-form solves each layer by itself first; ones is the plain sum (balanced, "
         "where that is found) and needs twice the updates",
-        choices=("closed-form", "ones"),
         advanced=True,
     )
-    similarity_lambda: float = _option(
+    similarity_lambda: float = option(
         0.1,
         "Similarity weight",
         "Weight of the term that keeps the columns of the LoRAs apart (the paper's objective: 0.01)",
@@ -76,13 +69,13 @@ class MergeSettings:
         maximum=100.0,
         step=0.01,
     )
-    combined_prompt: str = _option(
+    combined_prompt: str = option(
         "",
         "Prompt for both together",
         "What you will draw with the merge, with the trigger words of all LoRAs; the merge stays close to what the "
         "balanced sum draws for it. Empty: made of their own prompts",
     )
-    combined_weight: float = _option(
+    combined_weight: float = option(
         10.0,
         "Weight of the combined prompt",
         "Weight of the balanced sum's picture of the combined prompt, beside 1 for each LoRA's own; at 0 each "
@@ -92,7 +85,7 @@ class MergeSettings:
         step=0.1,
         advanced=True,
     )
-    balance: float = _option(
+    balance: float = option(
         0.3,
         "Balance of the combined prompt",
         "How much of the subject a picture of both together has: 1 is as the subject's LoRA alone draws, 0 as the "
@@ -101,8 +94,8 @@ class MergeSettings:
         maximum=1.0,
         step=0.05,
     )
-    seed: int = _option(0, "Merge seed", "Seed of the samples", minimum=0, maximum=2**32 - 1, step=1)
-    width: int = _option(
+    seed: int = option(0, "Merge seed", "Seed of the samples", minimum=0, maximum=2**32 - 1, step=1)
+    width: int = option(
         0,
         "Sample width",
         "Width of the samples in pixels; 0 is the checkpoint's own size (1024 for SDXL)",
@@ -110,7 +103,7 @@ class MergeSettings:
         maximum=2048,
         step=64,
     )
-    height: int = _option(
+    height: int = option(
         0,
         "Sample height",
         "Height of the samples in pixels; 0 is the checkpoint's own size (1024 for SDXL)",
@@ -118,7 +111,7 @@ class MergeSettings:
         maximum=2048,
         step=64,
     )
-    sampling_steps: int = _option(
+    sampling_steps: int = option(
         3,
         "Sampling steps per trajectory",
         "Steps of each LoRA's own sampling trajectory; every step gives one sample",
@@ -127,7 +120,7 @@ class MergeSettings:
         step=1,
         advanced=True,
     )
-    trajectories: int = _option(
+    trajectories: int = option(
         3,
         "Trajectories per LoRA",
         "Sampling trajectories that each LoRA draws to learn from",
@@ -136,7 +129,7 @@ class MergeSettings:
         step=1,
         advanced=True,
     )
-    guidance_scale: float = _option(
+    guidance_scale: float = option(
         5.0,
         "Guidance scale of the samples",
         "Classifier-free guidance of the trajectories; 1 halves their cost",
@@ -145,44 +138,40 @@ class MergeSettings:
         step=0.5,
         advanced=True,
     )
-    negative_prompt: str = _option(
+    negative_prompt: str = option(
         "", "Negative prompt of the samples", "Used by the guidance of the trajectories", advanced=True
     )
-    text_encoders: TextEncoders = _option(
+    text_encoders: TextEncoders = option(
         "both",
         "Text encoder layers from",
         "Whose text-encoder layers the merged file gets; both are those of every LoRA",
-        choices=("both", "subject", "style", "none"),
         advanced=True,
     )
-    batching: Batching = _option(
+    batching: Batching = option(
         "auto",
         "Samples of an update",
         "One sample of each LoRA: together in one batch (faster), or one after the other (less memory)",
-        choices=("auto", "together", "separate"),
         advanced=True,
     )
-    checkpointing: Checkpointing = _option(
+    checkpointing: Checkpointing = option(
         "auto",
         "Checkpointing",
         "Recompute activations in the backward pass: less memory, about 1.45 times the time",
-        choices=("auto", "on", "off"),
         advanced=True,
     )
-    precision: Precision = _option(
+    precision: Precision = option(
         "fp16",
         "Precision of the file",
         "dtype of the tensors in the merged file",
-        choices=("fp16", "bf16", "fp32"),
     )
-    rank: str = _option(
+    rank: str = option(
         "exact",
         "Rank of the file",
         "exact keeps all of every LoRA; a number, 64, is the highest rank of a layer; a fraction, 0.995, is the share "
         "of each layer's energy that stays",
         advanced=True,
     )
-    kept_energy: float = _option(
+    kept_energy: float = option(
         0.995,
         "Kept energy of converted layers",
         "Share of the energy that a layer of another family (LoHa, LoKr, full differences, ...) keeps when it becomes "
@@ -192,7 +181,7 @@ class MergeSettings:
         step=0.001,
         advanced=True,
     )
-    split: bool = _option(
+    split: bool = option(
         False,
         "Each LoRA's part as a file too",
         "Also writes name_subject and name_style, which at 1 and 1 equal the merged file: a prompt can turn each",
@@ -256,18 +245,18 @@ class MergeSettings:
     def __post_init__(self) -> None:
         if parse_rank(self.rank) is not None and self.split:
             raise ConfigError("The files of split hold each part whole: choose the rank exact, or no split.")
-        for name, option in setting_fields().items():
-            check(name, option, getattr(self, name))
+        for name, shown in setting_fields().items():
+            check(name, shown, getattr(self, name))
 
 
 def setting_fields() -> dict[str, Option]:
     """Field name of ``MergeSettings`` -> how it is shown, in order."""
-    return {f.name: f.metadata["option"] for f in dataclasses.fields(MergeSettings)}
+    return {one.name: one.option for one in described(MergeSettings)}
 
 
 def setting_defaults() -> dict[str, Any]:
     """Field name of ``MergeSettings`` -> default value."""
-    return {f.name: f.default for f in dataclasses.fields(MergeSettings)}
+    return {one.name: one.default for one in described(MergeSettings)}
 
 
 def settings_from(values: Mapping[str, Any]) -> MergeSettings:
@@ -285,21 +274,31 @@ def settings_from(values: Mapping[str, Any]) -> MergeSettings:
 
 @dataclass(frozen=True)
 class LoraInput:
-    """One LoRA of a merge.
+    """One LoRA of a merge."""
 
-    Attributes:
-        lora: its installed name, or a file where the front end allows paths.
-        prompt: what it is prompted with, trigger words included.
-        weight: the strength that ``<lora:name:weight>`` would have.
-        images: reference image files; none are needed.
-        role: what it brings, a subject or a style.
-    """
-
-    lora: str
-    prompt: str = ""
-    weight: float = 1.0
-    images: tuple[str, ...] = ()
-    role: Role = "subject"
+    lora: str = option(
+        MISSING,
+        "LoRA",
+        "Name of an installed LoRA, as in <lora:name:1>, or a file where paths are taken",
+        flag="-",
+    )
+    prompt: str = option(
+        "", "Prompt", "Prompt that draws it, trigger words included; without one the file's metadata is asked"
+    )
+    weight: float = option(
+        1.0,
+        "Weight",
+        "Strength that <lora:name:weight> would have; not 0",
+        minimum=-LARGEST_WEIGHT,
+        maximum=LARGEST_WEIGHT,
+    )
+    images: tuple[str, ...] = option(
+        (),
+        "Reference images",
+        "Image files to learn from, instead of what the LoRA draws; none are needed",
+        json="-",
+    )
+    role: Role = option("subject", "Role", "What it brings, a subject or a style", required=True, flag="-")
 
     def __post_init__(self) -> None:
         if not self.lora:
@@ -317,23 +316,54 @@ def check_weight(what: str, weight: float) -> None:
         )
 
 
+def output_option() -> Any:
+    """The field of a request for the name of the LoRA that is written."""
+    return option(
+        MISSING,
+        "Output name",
+        "Name of the merged LoRA; on the command line OUT.safetensors, or a name for the first --lora-dir",
+        flag="-o --output",
+    )
+
+
+def overwrite_option() -> Any:
+    """The field of a request that lets a file be replaced."""
+    return option(False, "Overwrite", "Replace a file of that name", flag="--force")
+
+
+def report_option() -> Any:
+    """The field of a request for a report beside the file."""
+    return option(
+        False,
+        "Report",
+        "Write what the merge did beside it, as NAME.report.html and NAME.report.json",
+        flag="--report-beside",
+    )
+
+
+def card_option() -> Any:
+    """The field of a request for the merged LoRA's card."""
+    return option(
+        True,
+        "Card",
+        "Fill in NAME.json, which gives the LoRA pane an activation text, a description and notes",
+    )
+
+
 @dataclass(frozen=True)
 class MergeRequest:
-    """A whole job: the same object for every front end.
+    """A whole job: the same object for every front end."""
 
-    Attributes:
-        loras: at least two, of any roles.
-        output: name of the merged LoRA, without extension (a path where the host allows it).
-        overwrite: replace a file of that name.
-        settings: what to compute.
-        report: write what the merge did beside it, for people and as JSON.
-    """
-
-    loras: tuple[LoraInput, ...]
-    output: str
-    overwrite: bool = False
-    settings: MergeSettings = field(default_factory=MergeSettings)
-    report: bool = False
+    loras: tuple[LoraInput, ...] = option(
+        MISSING, "LoRAs", "At least two, subjects and styles in any number", flag="-"
+    )
+    output: str = output_option()
+    overwrite: bool = overwrite_option()
+    settings: MergeSettings = option(
+        MergeSettings, "Settings", "What to compute; absent settings keep their default"
+    )
+    report: bool = report_option()
+    card: bool = card_option()
 
     def __post_init__(self) -> None:
         if len(self.loras) < 2:

@@ -78,7 +78,7 @@ def units_of(request: MergeRequest) -> int:
 
 
 @dataclass(frozen=True)
-class Part:
+class SubProgress:
     """Where a run stands that is one of several.
 
     Attributes:
@@ -122,7 +122,7 @@ class Meter:
         on_event: Callable[[Progress], None] | None,
         total: int,
         interrupted: str = "The merge was interrupted; nothing was written.",
-        part: Part | None = None,
+        part: SubProgress | None = None,
     ) -> None:
         self._host, self._on_event, self._total = host, on_event, total
         self._interrupted, self._part = interrupted, part

@@ -11,11 +11,12 @@ from modules import script_callbacks, shared
 from lib_ziplora import api
 from lib_ziplora.errors import HostError
 from lib_ziplora.hosts import detect
+from lib_ziplora.jobs.service import Service
 from lib_ziplora.ui import defaults, tab
 from lib_ziplora.ui.handlers import Desk
 
 desks: list[Desk] = []
-queues: list[api.JobQueue] = []
+services: list[Service] = []
 
 
 def on_ui_settings() -> None:
@@ -34,18 +35,18 @@ def on_ui_tabs() -> list[tuple[object, str, str]]:
 
 def on_app_started(_page: object, app: object) -> None:
     try:
-        queue = api.add_webui_routes(app, detect())
+        service = Service(detect())
     except HostError:
         return  # the tab says why
-    if queue is not None:
-        queues.append(queue)
+    services.append(service)
+    api.add_webui_routes(app, service)
 
 
 def on_script_unloaded() -> None:
     for desk in desks:
         desk.interrupt_running()
-    for queue in queues:
-        queue.stop()
+    for service in services:
+        service.stop()
 
 
 script_callbacks.on_ui_settings(on_ui_settings)

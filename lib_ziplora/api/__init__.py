@@ -4,7 +4,6 @@
 open or closed as the WebUI's own API.
 """
 
-from ..jobs.queue import JobQueue
 from .routes import PREFIX, add_routes, add_webui_routes
 
-__all__ = ["PREFIX", "JobQueue", "add_routes", "add_webui_routes"]
+__all__ = ["PREFIX", "add_routes", "add_webui_routes"]

@@ -4,37 +4,29 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException
 from starlette.responses import JSONResponse
 
-from ..errors import ZipLoraError
-from ..hosts import Draws, Host, Sampler, ServesApi
-from ..jobs.queue import REMEMBERED, Job, JobQueue
-from ..jobs.service import Request, names_of
+from ..config import MergeRequest, MergeSettings
+from ..errors import ConfigError, OutputError, ZipLoraError
+from ..hosts import Draws, Sampler, ServesApi
+from ..jobs.queue import REMEMBERED, Job
+from ..jobs.requests import Request, output_names
+from ..jobs.service import Service
 from ..library import overview
 from ..library.catalog import catalog
-from ..library.json_store import data_folder
-from ..library.timing import Pace
+from ..names import validate_name
+from ..options import from_json
 from ..origins import AllowedOrigins
-from ..pipeline.preflight import preflight
+from ..pictures.comparison import CompareRequest
+from ..pipeline.matrix import MatrixRequest
+from ..pipeline.reexport import ReexportRequest
 from ..report.document import document
 from . import models, views
-from .bodies import (
-    explain_request,
-    explain_schema,
-    inspect_request,
-    inspect_schema,
-    merge_request,
-    merge_schema,
-    reexport_request,
-    reexport_schema,
-)
-from .fields import Schema
+from .bodies import SCHEMAS, ExplainRequest, InspectRequest, merge_request
 from .guard import JSON, json_object, own_pages_only
-from .many import compare_schema, compare_task, matrix_schema, matrix_task
 from .refusals import refusals
 
 PREFIX = "/ziplora/v1"
@@ -48,56 +40,50 @@ BODY_PROBLEMS = {
 BODY = Depends(json_object)
 UNKNOWN_LORA = "There is no LoRA of that name"
 UNKNOWN_JOB = "There is no job of that id, or it is forgotten"
+TAKEN = {
+    404: UNKNOWN_LORA,
+    409: "The name is taken, or the model can't be used",
+    429: "The queue is full",
+}
 
 
 def add_routes(
     app: FastAPI,
-    host: Host,
+    service: Service,
     *,
     dependencies: Sequence[Any] = (),
     origins: AllowedOrigins = AllowedOrigins(),  # noqa: B008  frozen
-) -> JobQueue:
+) -> None:
     """Put the API on an application.
 
     Args:
         app: FastAPI's, started or not.
-        host: where LoRAs are installed and merges run.
+        service: does what is asked; the same as that of the tab, so that each shows the other's jobs.
         dependencies: FastAPI's ``Depends`` that every route asks first (authentication).
         origins: web pages, other than the server's own, that may use the API.
-
-    Returns:
-        The queue of the merges, for the caller to stop in the end.
     """
-    desk = _Desk(host)
     own = Depends(own_pages_only(origins))
     router = APIRouter(prefix=PREFIX, tags=[TAG], dependencies=[own, *dependencies])
-    _add_job_routes(router, desk)
-    _add_lora_routes(router, desk)
+    endpoints = _Endpoints(service)
+    _add_job_routes(router, endpoints)
+    _add_lora_routes(router, endpoints)
     app.include_router(router)
     app.openapi_schema = None
-    return desk.queue
 
 
-def add_webui_routes(app: FastAPI, host: Host) -> JobQueue | None:
-    """Put the API on the WebUI's application, as closed as the WebUI's own; None when that is off."""
-    access = host.api_access() if isinstance(host, ServesApi) else None
-    if access is None:
-        return None
-    return add_routes(app, host, dependencies=access.dependencies, origins=access.origins)
+def add_webui_routes(app: FastAPI, service: Service) -> None:
+    """Put the API on the WebUI's application, as closed as the WebUI's own; nothing when that is off."""
+    access = service.host.api_access() if isinstance(service.host, ServesApi) else None
+    if access is not None:
+        add_routes(app, service, dependencies=access.dependencies, origins=access.origins)
 
 
-class _Desk:
+class _Endpoints:
     """What the endpoints do. They are plain functions, which FastAPI runs in its own threads."""
 
-    def __init__(self, host: Host) -> None:
-        self.host = host
-        self.pace = Pace(data_folder(host))
-        self.queue = JobQueue(host, wording=self._wording, on_merged=self.pace.note)
+    def __init__(self, service: Service) -> None:
+        self.service, self.host = service, service.host
         self._reading = threading.Lock()
-
-    def _wording(self, request: Request) -> Callable[[str], str]:
-        folders = views.folders_of(self.host, names_of(request)[:1])
-        return partial(views.without_folders, folders=folders)
 
     def merge(self, body: dict[str, Any] = BODY) -> models.Queued:
         """Check the request and queue it; one merge runs after the other.
@@ -105,10 +91,7 @@ class _Desk:
         It waits for pictures that are being drawn, as they wait for it.
         """
         with refusals():
-            request = merge_request(body)
-            for one in request.loras:
-                self._require_installed(one.lora)
-            return self._submit(request)
+            return self._submit(merge_request(body))
 
     def check(self, body: dict[str, Any] = BODY) -> models.CheckView:
         """What can be told of a merge before it is made; nothing is queued, no model is needed.
@@ -117,17 +100,15 @@ class _Desk:
         """
         with refusals():
             request = merge_request(body)
-            for one in request.loras:
-                self._require_installed(one.lora)
+            self._require_usable(request)
             with self._reading:
-                found = preflight(request, self.host)
-        seconds = None if found.problems else self.pace.seconds(request, self.host)
-        return views.check_view(found, seconds, views.folders_of(self.host, [request.output]))
+                found = self.service.preflight(request)
+        return views.check_view(found, views.wording(self.host, request))
 
     def explain(self, body: dict[str, Any] = BODY) -> dict[str, Any]:
         """What a merge did, from its saved coefficients: words, figures by block, settings, every update."""
         with refusals():
-            name = explain_request(body)
+            name = from_json(ExplainRequest, body).lora
             self._require_installed(name)
             with self._reading:
                 found = document(self.host, name)
@@ -139,9 +120,7 @@ class _Desk:
         Nothing is learnt: it takes what the merge has left beside its file, and its LoRAs.
         """
         with refusals():
-            request = reexport_request(body)
-            self._require_installed(request.source)
-            return self._submit(request)
+            return self._submit(from_json(ReexportRequest, body))
 
     def matrix(self, body: dict[str, Any] = BODY) -> models.Queued:
         """Queue merging every subject with every style, one after the other, as one job.
@@ -150,47 +129,62 @@ class _Desk:
         has ended. It is refused only when there is no pair that can be merged.
         """
         with refusals():
-            task = matrix_task(body)
-            for one in (*task.matrix.subjects, *task.matrix.styles):
-                self._require_installed(one.lora)
-            return self._submit(task)
+            return self._submit(from_json(MatrixRequest, body))
 
     def compare(self, body: dict[str, Any] = BODY) -> models.Queued:
         """Queue drawing a merge beside what it was made of, with the same seeds.
 
         The rows are each LoRA alone, the plain sum and the merge. The job's ``pictures`` name the sheet.
+        What is absent is drawn as the host draws by itself.
         """
         with refusals():
             plain = self.host.default_sampler() if isinstance(self.host, Draws) else Sampler()
-            task = compare_task(body, plain)
-            self._require_installed(task.comparison.merged)
-            return self._submit(task)
+            return self._submit(from_json(CompareRequest, body, sampler=plain))
 
     def _submit(self, request: Request) -> models.Queued:
+        self._require_usable(request)
         try:
-            queued = self.queue.submit(request)
+            job = self.service.submit(request)
         except ZipLoraError as error:
-            raise type(error)(self._wording(request)(str(error))) from error
-        return models.Queued(id=queued.id, state="queued")
+            raise type(error)(views.wording(self.host, request)(str(error))) from error
+        return models.Queued(id=job.id, state="queued")
+
+    def _require_usable(self, request: Request) -> None:
+        """Names alone are taken, of LoRAs that are installed and for files that can be written."""
+        for output in output_names(request):
+            try:
+                validate_name(output)
+            except OutputError as error:
+                raise ConfigError(str(error)) from error
+        for lora in views.loras_of(request):
+            self._require_installed(lora.lora)
+        if isinstance(request, (ReexportRequest, CompareRequest)):
+            self._require_installed(request.source)
 
     def jobs(self) -> list[models.JobView]:
-        """The last 32 jobs of this API, the oldest first."""
-        return [views.job_view(one) for one in self.queue.jobs()]
+        """The last 32 jobs of this host, wherever they were begun, the oldest first."""
+        word = views.wording(self.host)
+        return [views.job_view(one, word) for one in self.service.jobs()]
 
     def job(self, job_id: str) -> models.JobView:
         """The state of a job: its progress, then what it has made or the sentence that says what was wrong."""
-        return views.job_view(self._find(job_id))
+        found = self._find(job_id)
+        return views.job_view(found, views.wording(self.host, found.request))
 
     def interrupt(self, job_id: str) -> models.JobView:
         """Stop a job and throw its work away; one that waits is taken off the queue.
 
         What a matrix or a comparison has finished by then stays.
         """
-        return self._ask(job_id, self.queue.interrupt)
+        with refusals():
+            self.service.interrupt(self._find(job_id))
+        return self.job(job_id)
 
     def finish(self, job_id: str) -> models.JobView:
         """Have a running job stop and keep what there is: a merge is written, a matrix begins no other pair."""
-        return self._ask(job_id, self.queue.finish)
+        with refusals():
+            self.service.finish(self._find(job_id))
+        return self.job(job_id)
 
     def loras(self) -> list[models.LoraView]:
         """Every installed LoRA: base model, rank, layers, a prompt, and whether it can be merged."""
@@ -203,27 +197,21 @@ class _Desk:
         delta weights: 0 when they use different columns, 1 when they pull in one direction.
         """
         with refusals():
-            name, other, layers = inspect_request(body)
-            paths = [self._require_installed(one) for one in (name, other) if one]
+            request = from_json(InspectRequest, body)
+            paths = [self._require_installed(one) for one in (request.lora, request.other) if one]
             with self._reading:  # one at a time: files can be large
-                if other:
+                if request.other:
                     summary = overview.describe_pair(*paths)
                 else:
-                    summary = overview.describe_file(paths[0], layers=layers)
+                    summary = overview.describe_file(paths[0], layers=request.layers)
         return views.overview_view(summary)
 
     def settings(self) -> list[models.SettingView]:
         """Every setting of a merge: label, help, range or choices, default."""
-        return views.setting_views()
-
-    def _ask(self, job_id: str, ask: Callable[[Job], None]) -> models.JobView:
-        found = self._find(job_id)
-        with refusals():
-            ask(found)
-        return views.job_view(found)
+        return views.setting_views(MergeSettings)
 
     def _find(self, job_id: str) -> Job:
-        found = self.queue.get(job_id)
+        found = self.service.get(job_id)
         if found is None:
             raise HTTPException(
                 404, f"There is no job {job_id!r:.60} (the last {REMEMBERED} are remembered)."
@@ -240,37 +228,31 @@ class _Desk:
         )
 
 
-def _add_job_routes(router: APIRouter, desk: _Desk) -> None:
+def _add_job_routes(router: APIRouter, does: _Endpoints) -> None:
     gone, late = {404: UNKNOWN_JOB}, {404: UNKNOWN_JOB, 409: "The job can't be asked that now"}
-    taken = {
-        404: UNKNOWN_LORA,
-        409: "The name is taken, or the model can't be used",
-        429: "The queue is full",
-    }
-    body = {**BODY_PROBLEMS, **taken}
-    _add(router, "POST", "/merge", desk.merge, "Merge LoRAs", models.Queued, body, merge_schema(), 202)
-    again = "Write a merge again"
-    _add(router, "POST", "/re-export", desk.reexport, again, models.Queued, body, reexport_schema(), 202)
-    many, drawn = "Merge every subject with every style", "Draw a merge beside its LoRAs"
-    _add(router, "POST", "/matrix", desk.matrix, many, models.Queued, body, matrix_schema(), 202)
-    _add(router, "POST", "/compare", desk.compare, drawn, models.Queued, body, compare_schema(), 202)
+    queued: Sequence[tuple[str, Callable[..., Any], str, type]] = (
+        ("/merge", does.merge, "Merge LoRAs", MergeRequest),
+        ("/re-export", does.reexport, "Write a merge again", ReexportRequest),
+        ("/matrix", does.matrix, "Merge every subject with every style", MatrixRequest),
+        ("/compare", does.compare, "Draw a merge beside its LoRAs", CompareRequest),
+    )
+    for path, endpoint, summary, request in queued:
+        _add(router, "POST", path, endpoint, summary, models.Queued, {**BODY_PROBLEMS, **TAKEN}, request, 202)
     asked, look = {**BODY_PROBLEMS, 404: UNKNOWN_LORA}, "Look at a merge beforehand"
-    _add(router, "POST", "/check", desk.check, look, models.CheckView, asked, merge_schema())
-    _add(router, "GET", "/jobs", desk.jobs, "List the jobs", list[models.JobView])
-    _add(router, "GET", "/jobs/{job_id}", desk.job, "Follow a job", models.JobView, gone)
+    _add(router, "POST", "/check", does.check, look, models.CheckView, asked, MergeRequest)
+    _add(router, "GET", "/jobs", does.jobs, "List the jobs", list[models.JobView])
+    _add(router, "GET", "/jobs/{job_id}", does.job, "Follow a job", models.JobView, gone)
     stop, finish = "/jobs/{job_id}/interrupt", "/jobs/{job_id}/finish"
-    _add(router, "POST", stop, desk.interrupt, "Interrupt a job", models.JobView, late)
-    _add(router, "POST", finish, desk.finish, "Finish a job now", models.JobView, late)
+    _add(router, "POST", stop, does.interrupt, "Interrupt a job", models.JobView, late)
+    _add(router, "POST", finish, does.finish, "Finish a job now", models.JobView, late)
 
 
-def _add_lora_routes(router: APIRouter, desk: _Desk) -> None:
-    body = {**BODY_PROBLEMS, 404: UNKNOWN_LORA}
-    schema = inspect_schema()
-    _add(router, "GET", "/loras", desk.loras, "List the installed LoRAs", list[models.LoraView])
-    _add(router, "POST", "/inspect", desk.inspect, "Look into one LoRA or two", dict[str, Any], body, schema)
-    told = "Explain a merge"
-    _add(router, "POST", "/explain", desk.explain, told, dict[str, Any], body, explain_schema())
-    _add(router, "GET", "/settings", desk.settings, "List the settings", list[models.SettingView])
+def _add_lora_routes(router: APIRouter, does: _Endpoints) -> None:
+    asked, any_json = {**BODY_PROBLEMS, 404: UNKNOWN_LORA}, dict[str, Any]
+    _add(router, "GET", "/loras", does.loras, "List the installed LoRAs", list[models.LoraView])
+    _add(router, "POST", "/inspect", does.inspect, "Inspect one LoRA or two", any_json, asked, InspectRequest)
+    _add(router, "POST", "/explain", does.explain, "Explain a merge", any_json, asked, ExplainRequest)
+    _add(router, "GET", "/settings", does.settings, "List the settings", list[models.SettingView])
 
 
 def _add(
@@ -281,11 +263,11 @@ def _add(
     summary: str,
     model: Any,
     problems: dict[int, str] | None = None,
-    body: Schema | None = None,
+    request: type | None = None,
     status: int = 200,
 ) -> None:
     described = {**(problems or {}), 401: "Name or password is wrong", 403: "Sent by a page elsewhere"}
-    content = {JSON: {"schema": body}}
+    content = {JSON: {"schema": SCHEMAS[request]}} if request else {}
     router.add_api_route(
         path,
         endpoint,
@@ -295,5 +277,5 @@ def _add(
         status_code=status,
         response_class=JSONResponse,
         responses={code: {"model": models.Problem, "description": text} for code, text in described.items()},
-        openapi_extra={"requestBody": {"required": True, "content": content}} if body else None,
+        openapi_extra={"requestBody": {"required": True, "content": content}} if request else None,
     )

@@ -1,56 +1,68 @@
 """The command line: ``merge``, ``check``, ``re-export``, ``explain``, ``compare``, ``matrix``, ``inspect``, ``serve``.
 
 Exit codes: 0 done; 1 it can't be done (one sentence on stderr says why); 2 the command is
-wrong; 130 interrupted, and nothing was written.
+wrong; 130 interrupted (one sentence says what was written, if anything).
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
-from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 from ..errors import ConfigError, Interrupted, ZipLoraError
 from .arguments import parser
-from .compare import compare_from
-from .matrix import matrix_from
-from .requests import parsed, reexport_from, request_from
-from .terminal import lenient_output, silence_output
+from .terminal import Written, lenient_output, silence_output, termination_interrupts
 
 FAILED, INTERRUPTED = 1, 130
+TAKE_FILES = ("merge", "check")
+"""Commands with a SUBJECT and a STYLE."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    written = Written()
+    with termination_interrupts():
+        try:
+            return _run(argv, written)
+        except BrokenPipeError:  # ``inspect ... | head``
+            silence_output()
+            return FAILED
+        except Interrupted as stop:
+            print(stop, file=sys.stderr)
+            return INTERRUPTED
+        except KeyboardInterrupt:
+            print(f"Interrupted; {written.words()}.", file=sys.stderr)
+            return INTERRUPTED
+        except ZipLoraError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return FAILED
+
+
+def _run(argv: Sequence[str] | None, written: Written) -> int:
     lenient_output()
+    args = parsed(argv)
+    args.written = written
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    code: int = args.run(args)
+    sys.stdout.flush()
+    return code
+
+
+def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments, with the request that they ask for; a wrong command ends the program with 2."""
     top = parser()
-    args = parsed(top, argv)
+    args, others = top.parse_known_args(argv)  # SUBJECT and STYLE may stand anywhere among the options
+    if others and (args.command not in TAKE_FILES or any(word.startswith("-") for word in others)):
+        top.error(f"unrecognized arguments: {' '.join(others)}")
+    if others:
+        args.files += others
     if args.command == "inspect" and len(args.files) > 2:
         top.error("inspect takes one or two files")
-    makers: Mapping[str, Callable[[Namespace], object]] = {
-        "merge": request_from,
-        "check": request_from,
-        "re-export": reexport_from,
-        "compare": compare_from,
-        "matrix": matrix_from,
-    }
-    if args.command in makers:
+    if args.request_from is not None:
         try:
-            args.request = makers[args.command](args)
+            args.request = args.request_from(args)
         except ConfigError as error:
             top.error(str(error))
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    try:
-        code: int = args.run(args)
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:  # ``inspect ... | head``
-        silence_output()
-        return FAILED
-    except (Interrupted, KeyboardInterrupt) as error:
-        print(str(error) or "Interrupted; nothing was written.", file=sys.stderr)
-        return INTERRUPTED
-    except ZipLoraError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return FAILED
+    return args

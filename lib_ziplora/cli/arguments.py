@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from .. import __version__
-from ..config import ROLES, Option, Role, setting_defaults, setting_fields
-from . import commands, compare, looking, matrix
+from ..config import MergeRequest
+from ..pictures.comparison import CompareRequest
+from ..pipeline.matrix import MatrixRequest
+from ..pipeline.reexport import ReexportRequest
+from . import commands
+from .options import add_options, from_arguments, matrix_from, merge_from
 
 DESCRIPTION = """\
 ZipLoRA for Stable Diffusion XL: merge subject LoRAs and style LoRAs into one file.
@@ -93,9 +97,69 @@ example:
   python -m lib_ziplora serve --checkpoint benchmarks/minixl/model --lora-dir benchmarks/minixl/loras
 """
 
+COMPARE_DESCRIPTION = """\
+Draw one sheet of pictures with the same seeds: each LoRA alone, their plain sum and the merge,
+for the prompts that it was made with or for those that are given. It needs the coefficients
+that the merge has left beside its file (NAME.ziplora) and the LoRAs that it was made of.
+"""
+
+COMPARE_EPILOG = """\
+example, after the example of merge:
+
+  python -m lib_ziplora compare turtle-fluent.safetensors --checkpoint benchmarks/minixl/model \\
+      --lora-dir benchmarks/minixl/loras --seeds 2 --guidance-scale 3.5 -o turtle-fluent.png
+
+interrupted (Ctrl+C), it writes the pictures that are finished.
+"""
+
+MATRIX_DESCRIPTION = """\
+Merge every subject with every style, one after the other, with the same settings. One that
+fails doesn't stop the others; merges that exist already are left out, unless --force. Ctrl+C
+stops; what is finished stays.
+"""
+
+MATRIX_EPILOG = """\
+example:
+
+  python -m lib_ziplora matrix --checkpoint sd_xl_base_1.0/ --lora-dir loras/ \\
+      --subject dog --subject cat --style ink --style clay -o "{subject}_{style}" --sheet pets.png
+
+prompts and weights belong to the subjects and styles in their order; without a prompt the
+LoRA's own metadata is asked. without --combined-prompt each pair gets one of its own, made of
+its two prompts.
+
+exit codes: 0 done; 1 some pairs could not be merged; 2 wrong command; 130 interrupted.
+"""
+
+CHECK_DESCRIPTION = """\
+Look at a merge before it is made: what speaks against it, layers, overlap, the size of the
+file. It takes the arguments of merge, so write check instead of merge; nothing is written,
+and no model is loaded.
+"""
+
+EXPLAIN_DESCRIPTION = """\
+Tell what a merge did, from the coefficients that it has left beside its file (NAME.ziplora):
+in words, and how much of each LoRA is left in every block.
+"""
+
+CHECK_EPILOG = """\
+example:
+
+  python -m lib_ziplora check subject.safetensors style.safetensors -o both.safetensors \\
+      --checkpoint sd_xl_base_1.0/
+
+exit codes: 0 nothing speaks against it; 1 something does, and what.
+"""
+
+EXPLAIN_EPILOG = """\
+example, after the example of merge:
+
+  python -m lib_ziplora explain turtle-fluent.safetensors -o turtle-fluent.html
+"""
+
 
 def parser() -> argparse.ArgumentParser:
-    """The whole command line; settings come from ``config.setting_fields``."""
+    """The whole command line; the flags of a request are made from its options."""
     form = argparse.RawDescriptionHelpFormatter
     top = argparse.ArgumentParser("python -m lib_ziplora", description=DESCRIPTION, formatter_class=form)
     top.add_argument("--version", action="version", version=__version__)
@@ -103,41 +167,77 @@ def parser() -> argparse.ArgumentParser:
         dest="command", required=True, metavar="{merge,check,re-export,explain,compare,matrix,inspect,serve}"
     )
 
-    def command(name: str, description: str, epilog: str, run: Callable[..., int]) -> argparse.ArgumentParser:
+    def command(
+        name: str,
+        description: str,
+        epilog: str,
+        run: Callable[..., int],
+        request: type | None = None,
+        request_from: Callable[[argparse.Namespace], object] | None = None,
+    ) -> argparse.ArgumentParser:
         one = names.add_parser(name, description=description, epilog=epilog, formatter_class=form)
-        one.set_defaults(run=run)
+        if name in ("merge", "check"):
+            _add_files(one)
+        if request is not None:
+            add_options(one, request)
+        if name not in ("inspect",):
+            _add_host(one)
+        one.set_defaults(run=run, request_from=request_from)
         return one
 
-    one = command("merge", MERGE_DESCRIPTION, MERGE_EPILOG, commands.merge)
-    _add_merge(one)
-    _add_card(one)
-    one = command("check", looking.DESCRIPTIONS["check"], looking.EPILOGS["check"], commands.check)
-    _add_merge(one)
-    one.add_argument("--json", action="store_true", help="print JSON instead of text")
-    _add_reexport(command("re-export", REEXPORT_DESCRIPTION, REEXPORT_EPILOG, commands.reexport))
-    one = command("explain", looking.DESCRIPTIONS["explain"], looking.EPILOGS["explain"], commands.explain)
-    looking.add_explain(one)
-    _add_host(one)
-    one = command("compare", compare.DESCRIPTION, compare.EPILOG, commands.run_compare)
-    compare.add_arguments(one)
-    _add_host(one)
-    one = command("matrix", matrix.DESCRIPTION, matrix.EPILOG, commands.run_matrix)
-    matrix.add_output(one)
-    _add_card(one)
-    _add_loras_and_settings(one)
-    _add_inspect(command("inspect", INSPECT_DESCRIPTION, INSPECT_EPILOG, commands.inspect))
+    merge = command("merge", MERGE_DESCRIPTION, MERGE_EPILOG, commands.merge, MergeRequest, merge_from)
+    check = command("check", CHECK_DESCRIPTION, CHECK_EPILOG, commands.check, MergeRequest, merge_from)
+    again = command(
+        "re-export",
+        REEXPORT_DESCRIPTION,
+        REEXPORT_EPILOG,
+        commands.merge,
+        ReexportRequest,
+        partial(from_arguments, ReexportRequest),
+    )
+    explain = command("explain", EXPLAIN_DESCRIPTION, EXPLAIN_EPILOG, commands.explain)
+    compare = command(
+        "compare",
+        COMPARE_DESCRIPTION,
+        COMPARE_EPILOG,
+        commands.compare,
+        CompareRequest,
+        partial(from_arguments, CompareRequest),
+    )
+    matrix = command("matrix", MATRIX_DESCRIPTION, MATRIX_EPILOG, commands.matrix, MatrixRequest, matrix_from)
+    inspect = command("inspect", INSPECT_DESCRIPTION, INSPECT_EPILOG, commands.inspect)
     _add_serve(command("serve", SERVE_DESCRIPTION, SERVE_EPILOG, commands.serve))
+    for one in (merge, again, matrix):
+        one.add_argument("--report", type=Path, metavar="FILE.json", help="write the figures as JSON")
+    for one in (check, explain, inspect):
+        one.add_argument("--json", action="store_true", help="print JSON instead of text")
+    inspect.add_argument(
+        "files", nargs="+", type=Path, metavar="FILE", help="one LoRA file, or two to compare"
+    )
+    inspect.add_argument("--layers", action="store_true", help="list every layer (one file)")
+    explain.add_argument("merged", metavar="MERGED", help="merged LoRA file or its .ziplora")
+    _add_output(explain, "FILE.html", "write it as a page too", required=False)
+    _add_output(compare, "SHEET.png", "the sheet", required=True)
+    compare.add_argument("--pictures", type=Path, metavar="DIR", help="save every picture there too")
+    matrix.add_argument("--sheet", type=Path, metavar="FILE.png", help="draw every merge, all on one sheet")
     return top
 
 
-def _add_inspect(one: argparse.ArgumentParser) -> None:
-    one.add_argument("files", nargs="+", type=Path, metavar="FILE", help="one LoRA file, or two to compare")
-    one.add_argument("--layers", action="store_true", help="list every layer (one file)")
-    one.add_argument("--json", action="store_true", help="print JSON instead of text")
+def _add_files(one: argparse.ArgumentParser) -> None:
+    one.add_argument(
+        "files",
+        nargs="*",
+        metavar="SUBJECT STYLE",
+        help="LoRA files (or names in a --lora-dir) of a subject and a style; the same as --subject and --style",
+    )
+
+
+def _add_output(one: argparse.ArgumentParser, name: str, meaning: str, *, required: bool) -> None:
+    one.add_argument("-o", "--output", type=Path, required=required, metavar=name, help=meaning)
+    one.add_argument("--force", action="store_true", help=f"replace {name} if it is there")
 
 
 def _add_serve(one: argparse.ArgumentParser) -> None:
-    _add_host(one)
     one.add_argument(
         "--host", default="127.0.0.1", help="network interface (default %(default)s: this machine only)"
     )
@@ -190,124 +290,4 @@ def _add_host(one: argparse.ArgumentParser) -> None:
         default="auto",
         choices=("auto", "fp16", "bf16", "fp32"),
         help="auto: fp16 on CUDA, else fp32",
-    )
-
-
-def _add_merge(one: argparse.ArgumentParser) -> None:
-    one.add_argument(
-        "files",
-        nargs="*",
-        metavar="SUBJECT STYLE",
-        help="LoRA files (or names in a --lora-dir) of a subject and a style; the same as --subject and --style",
-    )
-    _add_output(one)
-    _add_loras_and_settings(one)
-
-
-def _add_loras_and_settings(one: argparse.ArgumentParser) -> None:
-    _add_report_beside(one)
-    _add_host(one)
-    inputs = one.add_argument_group("subjects and styles")
-    for role in ROLES:
-        inputs.add_argument(
-            f"--{role}",
-            action="append",
-            default=[],
-            metavar="LORA",
-            help=f"LoRA of a {role}: a file, or a name in a --lora-dir (may be repeated)",
-        )
-        inputs.add_argument(
-            f"--{role}-prompt",
-            action="append",
-            default=[],
-            metavar="TEXT",
-            help=f"prompt that draws the {role} (repeated: one for each, in order)",
-        )
-        _add_weight(inputs, role, f"strength of the {role} (default 1; repeated: one for each, in order)")
-        inputs.add_argument(
-            f"--{role}-images",
-            action="append",
-            nargs="+",
-            default=[],
-            metavar="IMAGE",
-            help=f"pictures of the {role} to learn from, instead of what its LoRA draws (none are needed)",
-        )
-    groups = {False: one.add_argument_group("settings"), True: one.add_argument_group("advanced settings")}
-    for name, option in setting_fields().items():
-        _add_setting(groups[option.advanced], name, option)
-
-
-def _add_reexport(one: argparse.ArgumentParser) -> None:
-    one.add_argument(
-        "source", metavar="MERGED", help="merged LoRA file or its .ziplora (or its name in a --lora-dir)"
-    )
-    _add_output(one)
-    _add_card(one)
-    _add_report_beside(one)
-    _add_host(one)
-    group = one.add_argument_group("what is to be different")
-    for role in ROLES:
-        _add_weight(group, role, f"multiplies what the {role} brings (default 1: as merged; may be repeated)")
-    options = setting_fields()
-    group.add_argument(
-        "--rank", default="", metavar="STR", help=f"{options['rank'].help} (default: as merged)"
-    )
-    group.add_argument(
-        "--precision",
-        default="",
-        choices=options["precision"].choices,
-        help=f"{options['precision'].help} (default: as merged)",
-    )
-    group.add_argument("--split", action="store_true", help=options["split"].help)
-
-
-def _add_output(one: argparse.ArgumentParser) -> None:
-    one.add_argument(
-        "-o",
-        "--output",
-        required=True,
-        metavar="OUT",
-        help="OUT.safetensors, or a name for the first --lora-dir",
-    )
-    one.add_argument("--force", action="store_true", help="replace OUT if it is there")
-    one.add_argument("--report", type=Path, metavar="FILE.json", help="write the figures of the merge")
-
-
-def _add_card(one: argparse.ArgumentParser) -> None:
-    one.add_argument(
-        "--no-card",
-        dest="card",
-        action="store_false",
-        help="leave the card as it is: OUT.json, which gives the LoRA pane an activation text, a description and "
-        "notes",
-    )
-
-
-def _add_report_beside(one: argparse.ArgumentParser) -> None:
-    one.add_argument(
-        "--report-beside",
-        action="store_true",
-        help="write what the merge did beside it, as OUT.report.html and OUT.report.json",
-    )
-
-
-def _add_weight(group: Any, role: Role, meaning: str) -> None:
-    group.add_argument(f"--{role}-weight", action="append", type=float, default=[], metavar="W", help=meaning)
-
-
-def _add_setting(group: Any, name: str, option: Option) -> None:
-    default = setting_defaults()[name]
-    if isinstance(default, bool):
-        group.add_argument(
-            f"--{name.replace('_', '-')}", action="store_true", help=f"{option.help} (default {default})"
-        )
-        return
-    allowed = "" if option.minimum is None else f"{option.minimum:g} to {option.maximum:g}, "
-    group.add_argument(
-        f"--{name.replace('_', '-')}",
-        type=type(default),
-        choices=option.choices or None,
-        default=default,
-        metavar=None if option.choices else type(default).__name__.upper(),
-        help=f"{option.help} ({allowed}default {default if default != '' else 'none'})".replace("%", "%%"),
     )

@@ -5,99 +5,150 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 
-from ..config import MergeRequest
-from ..errors import ConfigError, OutputError
+from ..errors import ConfigError, Interrupted, OutputError, ZipLoraError
 from ..hosts.standalone import SUFFIX, StandaloneHost
+from ..jobs.queue import Job
+from ..jobs.requests import Pictures, Prepared
+from ..jobs.service import Service
 from ..library import overview
-from ..library.card import card_path, with_card
-from ..library.json_store import data_folder
-from ..library.timing import Pace
-from ..pipeline import merge as pipeline
-from ..pipeline import reexport as reexporting
-from ..pipeline.reexport import ReexportRequest
-from ..report.document import document
-from ..report.report import MergeReport
-from . import compare, looking, matrix
-from .terminal import ProgressBar, ctrl_c_interrupts
+from ..library.card import card_path
+from ..pictures.compare import save_sheet
+from ..pictures.comparison import Comparison
+from ..pictures.matrix_sheet import Sheet
+from ..pipeline.matrix import PreparedMatrix
+from ..pipeline.prepare import PreparedMerge
+from ..report.document import Document, document
+from ..report.html import page
+from . import text
+from .terminal import ProgressBar, Written, signals_interrupt
 
-OK, FAILED = 0, 1
+OK, FAILED, INTERRUPTED = 0, 1, 130
 STOPPING_SECONDS = 60.0
 PICTURES = "ziplora-pictures"
 
 
 def merge(args: argparse.Namespace) -> int:
-    """``merge``: run the job and print where the file is."""
-    request: MergeRequest = args.request
+    """``merge`` and ``re-export``: write the LoRA and print where it is."""
+    if args.report:
+        _check_report(args.report)
+    job = _run(args, _host(args))
+    report = job.report
+    if report is None:
+        raise _problem(job)
+    _warn(report.warnings)
+    print(report.output)
+    print(f"{report.tag}  rank {report.rank}, {report.common_layers} common layers, {report.seconds:.0f} s")
+    learnt = report.learnt
+    if learnt.heldout_loss_start is not None and learnt.heldout_loss_end is not None:
+        which = "both LoRAs" if len(report.single_layers) == 2 else f"the {len(report.single_layers)} LoRAs"
+        print(
+            f"travel {learnt.mean_travel:.3f}, error against {which} "
+            f"{learnt.heldout_loss_start:.3f} (plain sum) -> {learnt.heldout_loss_end:.3f}"
+        )
+    if args.report:
+        _write_json(args.report, report.to_json(), f"The LoRA {report.output} is written, but its report")
+    return OK
 
-    def run(host: StandaloneHost, bar: ProgressBar) -> MergeReport:
-        report = pipeline.run(request, host, bar)
-        Pace(data_folder(host)).note(request, report)
-        return report
 
-    return _write(args, run)
+def matrix(args: argparse.Namespace) -> int:
+    """``matrix``: merge every subject with every style, and print how each pair has ended."""
+    if args.report:
+        _check_report(args.report)
+    job = _run(args, _host(args))
+    cells = job.result.pairs
+    if isinstance(job.result.drawn, Sheet):
+        _save_sheet(job.result.drawn, args.sheet)
+    _warn_of(job.result.pictures)
+    for cell in cells:
+        told = f"{cell.seconds:.0f} s" if cell.state == "done" else cell.sentence
+        print(f"{cell.request.output}: {cell.state}, {told}")
+        for warning in cell.report.warnings if cell.report else ():
+            print(f"  warning: {warning}")
+    if args.report:
+        _write_json(args.report, [cell.to_json() for cell in cells], "The report")
+    if job.state == "interrupted":
+        raise Interrupted(job.error)
+    return FAILED if any(cell.state in ("refused", "failed") for cell in cells) else OK
 
 
-def reexport(args: argparse.Namespace) -> int:
-    """``re-export``: write a merge again and print where the file is."""
-    request: ReexportRequest = args.request
-    return _write(args, lambda host, bar: reexporting.reexport(request, host, bar))
+def compare(args: argparse.Namespace) -> int:
+    """``compare``: draw a merge beside what it was made of, and print where the sheet is."""
+    _check_sheet(args.output, args.force)
+    job = _run(args, _host(args, pictures=args.pictures))
+    pictures, drawn = job.result.pictures, job.result.drawn
+    if pictures is None or not isinstance(drawn, Comparison):
+        raise _problem(job)
+    save_sheet(drawn, args.output, args.force)
+    print(args.output)
+    if pictures.preview:
+        print(pictures.preview)
+    _warn_of(pictures)
+    return INTERRUPTED if job.state == "interrupted" else OK
 
 
 def check(args: argparse.Namespace) -> int:
     """``check``: print what can be told of a merge beforehand."""
-    return OK if looking.show_check(args.request, _host(args), as_json=args.json) else FAILED
+    found = Service(_host(args)).preflight(args.request)
+    print(json.dumps(found.to_json(), indent=2) if args.json else "\n".join(text.check_text(found)))
+    return FAILED if found.problems else OK
 
 
 def explain(args: argparse.Namespace) -> int:
-    """``explain``: print what a merge did."""
+    """``explain``: print what a merge did, and write its page where asked for."""
     found = document(_host(args), args.merged)
-    looking.show_explanation(found, args.output, replace=args.force, as_json=args.json)
+    if args.output:
+        _write_page(args.output, found, args.force)
+    print(json.dumps(found.to_json(), indent=2) if args.json else "\n".join(text.explain_text(found)))
     return OK
 
 
-def run_compare(args: argparse.Namespace) -> int:
-    """``compare``: draw a merge beside what it was made of."""
-    compare.run(args, _host(args, pictures=args.pictures))
-    return OK
-
-
-def run_matrix(args: argparse.Namespace) -> int:
-    """``matrix``: merge every subject with every style."""
-    if args.report:
-        _check_report(args.report)
-    return matrix.run(args, _host(args))
-
-
-def _write(args: argparse.Namespace, run: Callable[[StandaloneHost, ProgressBar], MergeReport]) -> int:
-    host = _host(args)
-    if args.report:
-        _check_report(args.report)
-        if args.card:
-            _require_no_card(args.report, host.output_path(args.output))
-    bar = ProgressBar()
+def _run(args: argparse.Namespace, host: StandaloneHost) -> Job:
+    """Submit what the arguments ask for and run it here, with a progress bar."""
+    service, bar = Service(host), ProgressBar()
+    job = service.submit(args.request, background=False)
+    _before(args, job.prepared)
     try:
-        with host.exclusive(), ctrl_c_interrupts(host):
-            report = run(host, bar)
-        if args.card:
-            report = with_card(report, host)
+        with host.exclusive(), signals_interrupt(service, job):
+            service.run(job, bar)
     finally:
         bar.close()
-    for warning in report.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    print(report.output)
-    print(f"{report.tag}  rank {report.rank}, {report.common_layers} common layers, {report.seconds:.0f} s")
-    if report.heldout_loss_start is not None and report.heldout_loss_end is not None:
-        which = "both LoRAs" if len(report.single_layers) == 2 else f"the {len(report.single_layers)} LoRAs"
-        print(
-            f"travel {report.mean_travel:.3f}, error against {which} "
-            f"{report.heldout_loss_start:.3f} (plain sum) -> {report.heldout_loss_end:.3f}"
-        )
-    if args.report:
-        _write_report(args.report, report)
-    return OK
+    return job
+
+
+def _before(args: argparse.Namespace, prepared: Prepared) -> None:
+    """What is known before the work begins: pairs that are refused, a report where the card goes, what to write."""
+    written: Written = args.written
+    if isinstance(prepared, PreparedMerge):
+        written.watch(prepared.output, prepared.sidecar, *prepared.parts)
+        if args.report and prepared.request.card:
+            _require_no_card(args.report, prepared.output)
+    elif isinstance(prepared, PreparedMatrix):
+        written.watch(*(cell.prepared.output for cell in prepared.cells if cell.prepared))
+        _warn(f"{one.request.output}: {one.sentence}" for one in prepared.cells if one.state == "refused")
+
+
+def _problem(job: Job) -> ZipLoraError:
+    return Interrupted(job.error) if job.state == "interrupted" else ZipLoraError(job.error)
+
+
+def _warn(sentences: Iterable[str]) -> None:
+    for sentence in sentences:
+        print(f"warning: {sentence}", file=sys.stderr)
+
+
+def _warn_of(pictures: Pictures | None) -> None:
+    _warn(pictures.remarks if pictures else ())
+
+
+def _save_sheet(sheet: Sheet, file: Path) -> None:
+    """The sheet as a file; the merges stay, whatever becomes of it."""
+    try:
+        sheet.image.save(file)
+    except (OSError, ValueError) as error:
+        _warn([f"The sheet {file} was not written: {error}"])
 
 
 def inspect(args: argparse.Namespace) -> int:
@@ -123,7 +174,7 @@ def serve(args: argparse.Namespace) -> int:
         from ..ui.serve import serve as serve_tab
     except ImportError as error:
         raise ConfigError(f"The page needs gradio ({error}): pip install -r requirements/serve.txt") from error
-    queues: list[api.JobQueue] = []
+    service = Service(host)
 
     def ready(url: str) -> None:
         print(f"The ZipLoRA tab is at {url}", flush=True)
@@ -138,15 +189,14 @@ def serve(args: argparse.Namespace) -> int:
             names=args.allow_host,
             open_browser=args.open,
             on_ready=ready,
-            extend=(lambda app: queues.append(api.add_routes(app, host))) if args.api else None,
+            extend=(lambda app: api.add_routes(app, service)) if args.api else None,
         )
     except (OSError, OverflowError) as error:
         raise ConfigError(
             f"Can't listen on {args.host}:{args.port or 7860} ({error}); choose another --port."
         ) from error
     finally:
-        for queue in queues:
-            queue.stop(timeout=STOPPING_SECONDS)
+        service.stop(timeout=STOPPING_SECONDS)
     return OK
 
 
@@ -175,13 +225,34 @@ def _require_no_card(path: Path, output: Path) -> None:
         )
 
 
-def _write_report(path: Path, report: MergeReport) -> None:
+def _write_json(path: Path, found: object, sentence: str) -> None:
     try:
-        path.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
-        raise OutputError(
-            f"The LoRA {report.output} is written, but its report {path} is not ({error.strerror})."
-        ) from error
+        raise OutputError(f"{sentence} {path} can't be written ({error.strerror}).") from error
+
+
+def _check_sheet(path: Path, replace: bool) -> None:
+    """Find out before anything is drawn whether the sheet can be written."""
+    if path.suffix.lower() != ".png":
+        raise OutputError(f"The sheet {path} must end in .png.")
+    if not path.parent.is_dir():
+        raise OutputError(f"The folder {path.parent} of the sheet does not exist; create it first.")
+    if path.exists() and not replace:
+        raise OutputError(f"{path} exists already. Give another name, or --force to replace it.")
+
+
+def _write_page(file: Path, found: Document, replace: bool) -> None:
+    if file.suffix.lower() not in (".html", ".htm"):
+        raise OutputError(f"The page {file} needs a name that ends in .html.")
+    try:
+        with file.open("w" if replace else "x", encoding="utf-8") as stream:
+            stream.write(page(found))
+    except FileExistsError as error:
+        raise OutputError(f"{file} exists already; give another name, or --force.") from error
+    except OSError as error:
+        raise OutputError(f"The page {file} can't be written ({error.strerror}).") from error
+    print(f"Wrote {file}", file=sys.stderr)
 
 
 def _host(args: argparse.Namespace, *, strict: bool = False, pictures: Path | None = None) -> StandaloneHost:

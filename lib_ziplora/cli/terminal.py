@@ -6,12 +6,17 @@ import io
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from ..hosts import Host, Progress
+from ..file_cache import Stamp, stamp
+from ..hosts import Progress
+from ..jobs.queue import Job
+from ..jobs.service import Service
 
 
 class ProgressBar:
@@ -63,17 +68,63 @@ def _clock(seconds: float | None) -> str:
     return "?" if seconds is None else f"{int(seconds) // 60:02d}:{int(seconds) % 60:02d}"
 
 
+class Written:
+    """The files that a command is to write, and which of them it has written by now."""
+
+    def __init__(self) -> None:
+        self._before: dict[Path, Stamp | None] = {}
+
+    def watch(self, *files: Path) -> None:
+        """Remember how files are before they are written."""
+        self._before |= {file: _stamp(file) for file in files}
+
+    def words(self) -> str:
+        """What is on the disk now, for a sentence about an interrupt."""
+        names = [file.name for file, before in self._before.items() if _stamp(file) not in (None, before)]
+        if not names:
+            return "nothing was written"
+        return f"{', '.join(names)} {'was' if len(names) == 1 else 'were'} written"
+
+
+def _stamp(file: Path) -> Stamp | None:
+    try:
+        return stamp(file)
+    except OSError:
+        return None
+
+
 @contextmanager
-def ctrl_c_interrupts(host: Host) -> Iterator[None]:
-    """The first Ctrl+C asks the job to stop cleanly; a second one stops Python."""
-
-    def ask(_number: int, _frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, before)
-        print("\nStopping ...", file=sys.stderr)
-        host.interrupt()
-
-    before = signal.signal(signal.SIGINT, ask)
+def termination_interrupts() -> Iterator[None]:
+    """SIGTERM does what Ctrl+C does, for the time of the block; in the main thread alone, which has signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def signals_interrupt(service: Service, job: Job) -> Iterator[None]:
+    """The first Ctrl+C (or SIGTERM) asks the job to stop cleanly; a second one stops Python."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def ask(_number: int, _frame: FrameType | None) -> None:
+        restore()
+        print("\nStopping ...", file=sys.stderr)
+        if not job.ended:
+            service.interrupt(job)
+
+    for number in numbers:
+        signal.signal(number, ask)
+    try:
+        yield
+    finally:
+        restore()

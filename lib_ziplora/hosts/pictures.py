@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from ..options import option
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -15,25 +17,26 @@ OnStep = Callable[[], None]
 """Told of every sampling step, by hosts whose own bar does not show it; what it raises ends the drawing."""
 
 
+MOST_STEPS, LARGEST_GUIDANCE, LARGEST_SIDE, SIDE_STEP = 150, 30.0, 2048, 8
+
+
+def _side(name: str) -> Any:
+    text = f"In pixels, a multiple of {SIDE_STEP}; 0 is the checkpoint's own"
+    return option(0, name, text, minimum=0, maximum=LARGEST_SIDE, step=SIDE_STEP)
+
+
 @dataclass(frozen=True)
 class Sampler:
-    """How pictures are drawn.
+    """How pictures are drawn. ``name`` is one of ``Draws.samplers``; "" is the first of them."""
 
-    Attributes:
-        name: one of ``Draws.samplers``; "" is the first of them.
-        steps: sampling steps.
-        guidance_scale: classifier-free guidance.
-        width: in pixels, a multiple of 8; 0 is the checkpoint's own.
-        height: the same.
-        negative_prompt: what the pictures should not show.
-    """
-
-    name: str = ""
-    steps: int = 20
-    guidance_scale: float = 7.0
-    width: int = 0
-    height: int = 0
-    negative_prompt: str = ""
+    name: str = option("", "Sampler", "Its name. None: the host's own", json="sampler", flag="--sampler")
+    steps: int = option(20, "Steps", "Sampling steps", minimum=1, maximum=MOST_STEPS, step=1)
+    guidance_scale: float = option(
+        7.0, "CFG scale", "Classifier-free guidance", minimum=1, maximum=LARGEST_GUIDANCE, step=0.5
+    )
+    width: int = _side("Width")
+    height: int = _side("Height")
+    negative_prompt: str = option("", "Negative prompt", "What the pictures should not show")
 
 
 @dataclass(frozen=True)

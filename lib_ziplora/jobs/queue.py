@@ -1,4 +1,4 @@
-"""Jobs that run in the background, one after the other, for front ends that don't wait."""
+"""Jobs of one host: queued, running, ended; one at a time, first come first served."""
 
 from __future__ import annotations
 
@@ -6,26 +6,32 @@ import logging
 import threading
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from ..config import MergeRequest
 from ..errors import Interrupted, OutputError, ZipLoraError
 from ..hosts import Host, Progress
 from ..report.report import MergeReport
-from .service import Listener, Request, Result, carry_out, check_request, names_of, replaces
+from .requests import Prepared, Request, Result, output_names, replaces, stopping_words
 
 log = logging.getLogger(__name__)
 
 State = Literal["queued", "running", "done", "failed", "interrupted"]
 Stopping = Literal["", "interrupt", "finish"]
+OnEvent = Callable[[Progress], None]
 
 REMEMBERED = 32
-"""Jobs that a queue holds, finished and unfinished together."""
+"""Jobs that a queue holds, ended or not."""
+WITH_PICTURES = 2
+"""Jobs whose pictures are held: they are large."""
 CANCELLED = "The job was taken off the queue; nothing was written."
-UNEXPECTED = "The job failed unexpectedly ({kind}). The server's log has the details."
+INTERRUPTED = "The job was interrupted; nothing was written."
+UNEXPECTED = (
+    "The job failed unexpectedly ({kind}). Nothing was written. The log has the details; please report them."
+)
 
 
 class QueueFullError(ZipLoraError):
@@ -42,25 +48,33 @@ class Job:
 
     Attributes:
         request: what to do.
+        prepared: what is known of it beforehand.
+        background: whether the queue's own thread runs it; else whoever calls ``JobQueue.run``.
         id: what front ends call it.
         state: ``queued`` until it has the host to itself, ``running``, then how it ended.
         stopping: what it was asked to do while it runs.
         progress: the newest event, None before the first.
+        history: the figures of every update of the merge that runs (``Progress.metrics``).
         result: what it has made; of a matrix also while it runs.
         error: a sentence, once it has ``failed`` or was ``interrupted``.
         created: seconds since the epoch; ``started`` and ``finished``: 0 until then.
+        on_event: told of every step, besides ``progress``.
     """
 
     request: Request
+    prepared: Prepared
+    background: bool = True
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     state: State = "queued"
     stopping: Stopping = ""
     progress: Progress | None = None
+    history: list[Mapping[str, float]] = field(default_factory=list)
     result: Result = field(default_factory=Result)
     error: str = ""
     created: float = field(default_factory=time.time)
     started: float = 0.0
     finished: float = 0.0
+    on_event: OnEvent | None = field(default=None, repr=False)
 
     @property
     def ended(self) -> bool:
@@ -72,29 +86,34 @@ class Job:
         """The figures of a merge or a re-export, once it is ``done``."""
         return self.result.report if self.state == "done" else None
 
+    @property
+    def stopping_words(self) -> str:
+        """What becomes of it now that it was asked to stop, as a sentence; "" when it was not."""
+        return stopping_words(self.request, self.stopping) if self.stopping else ""
 
-class JobQueue:
-    """The background jobs of one host, first come first served.
+    def follow(self, progress: Progress) -> None:
+        """Keep an event of its run."""
+        if progress.stage == "reading":  # a merge begins, perhaps one of several
+            self.history.clear()
+        self.progress = progress
+        if "travel" in progress.metrics:
+            self.history.append(dict(progress.metrics))
+        if self.on_event is not None:
+            self.on_event(progress)
 
-    Each runs with the host to itself (``Host.exclusive``), so it also waits for whatever
-    else uses the host. The thread lives only while there is something to do.
+
+class JobQueue(ABC):
+    """The jobs of one host. Each runs with the host to itself (``Host.exclusive``, ``Host.wrap_task``).
+
+    The thread lives only while a background job waits or runs.
 
     Args:
         host: where the jobs run.
         remembered: jobs that are held; the oldest that has ended makes room for a new one.
-        wording: from a request to what makes, of each sentence about it, the sentence that is kept.
-        on_merged: told of every merge that was written, and how it went.
     """
 
-    def __init__(
-        self,
-        host: Host,
-        remembered: int = REMEMBERED,
-        wording: Callable[[Request], Callable[[str], str]] = lambda _request: str,
-        on_merged: Callable[[MergeRequest, MergeReport], None] = lambda _request, _report: None,
-    ) -> None:
-        self._host = host
-        self._wording, self._on_merged = wording, on_merged
+    def __init__(self, host: Host, remembered: int = REMEMBERED) -> None:
+        self.host = host
         self._remembered = remembered
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._worker: threading.Thread | None = None
@@ -102,21 +121,34 @@ class JobQueue:
         # job that is asked is the one that runs. Reentrant for ``stop``.
         self._lock = threading.RLock()
 
-    def submit(self, request: Request) -> Job:
-        """Check a request and queue it.
+    @abstractmethod
+    def prepare(self, request: Request) -> Prepared:
+        """Everything that can be known before the job runs; raises ZipLoraError for what can't be done."""
+
+    @abstractmethod
+    def perform(self, job: Job) -> tuple[State, str]:
+        """Do what a job asks for; the host is held. How it ended, and why where it is not ``done``."""
+
+    def submit(self, request: Request, *, background: bool = True) -> Job:
+        """Prepare a request and queue it.
+
+        Args:
+            request: what to do.
+            background: run it in the queue's own thread once the host is free. Otherwise the caller
+                does, with ``run``; until then others may take its name, and it may be forgotten.
 
         Raises:
             QueueFullError: too many wait.
             OutputError: an unfinished job will write a file of that name.
-            ZipLoraError: what ``check_request`` refuses.
+            ZipLoraError: what keeps it from being done, in the user's words.
         """
-        check_request(request, self._host)
+        prepared = self.prepare(request)
         with self._lock:
             self._refuse_taken_name(request)
             self._make_room()
-            job = Job(request)
+            job = Job(request, prepared, background)
             self._jobs[job.id] = job
-            if self._worker is None:
+            if background and self._worker is None:
                 self._worker = threading.Thread(target=self._work, name="ziplora-jobs", daemon=True)
                 self._worker.start()
         return job
@@ -131,6 +163,34 @@ class JobQueue:
         with self._lock:
             return self._jobs.get(job_id)
 
+    def running(self) -> Job | None:
+        """The job that runs now, wherever it was begun."""
+        return next((job for job in self.jobs() if job.state == "running"), None)
+
+    def run(self, job: Job, on_event: OnEvent | None = None) -> None:
+        """Run a job that has the host to itself, unless it was cancelled while it waited. Never raises."""
+        with self._lock:
+            if job.state != "queued":
+                return
+            job.state, job.started, job.on_event = "running", time.time(), on_event
+        state: State
+        try:
+            state, error = self.perform(job)
+        except Interrupted as stop:
+            state, error = "interrupted", str(stop)
+        except ZipLoraError as problem:
+            state, error = "failed", str(problem)
+        except Exception as problem:
+            log.exception("Job %s failed", job.id)
+            state, error = "failed", UNEXPECTED.format(kind=type(problem).__name__)
+        if (
+            state == "failed" and job.stopping == "interrupt"
+        ):  # loaders answer an interrupt with errors of all kinds
+            state, error = "interrupted", INTERRUPTED
+        with self._lock:
+            self._end(job, state, error)
+            self._drop_pictures()
+
     def interrupt(self, job: Job) -> None:
         """Stop a job and throw its work away; one that waits is taken off the queue.
 
@@ -138,13 +198,12 @@ class JobQueue:
             JobStateError: it has ended.
         """
         with self._lock:
-            if job.ended:
-                raise JobStateError(f"Job {job.id} has ended already ({job.state}).")
+            self._require_unfinished(job)
             if job.state == "queued":
                 self._end(job, "interrupted", CANCELLED)
             else:
                 job.stopping = "interrupt"
-                self._host.interrupt()
+                self.host.interrupt()
 
     def finish(self, job: Job) -> None:
         """Have a running job stop optimising and write what there is.
@@ -153,14 +212,13 @@ class JobQueue:
             JobStateError: it doesn't run, or is being interrupted.
         """
         with self._lock:
-            if job.ended:
-                raise JobStateError(f"Job {job.id} has ended already ({job.state}).")
+            self._require_unfinished(job)
             if job.state == "queued":
-                raise JobStateError(f"Job {job.id} has not begun. Interrupt takes it off the queue.")
+                raise JobStateError("The job has not begun. Interrupt takes it off the queue.")
             if job.stopping == "interrupt":
-                raise JobStateError(f"Job {job.id} is being interrupted; nothing will be written.")
+                raise JobStateError("The job is being interrupted already.")
             job.stopping = "finish"
-            self._host.finish_now()
+            self.host.finish_now()
 
     def stop(self, timeout: float = 0.0) -> None:
         """Interrupt everything; wait up to ``timeout`` seconds for the running job to end."""
@@ -172,13 +230,18 @@ class JobQueue:
         if worker is not None and timeout > 0:
             worker.join(timeout)
 
+    @staticmethod
+    def _require_unfinished(job: Job) -> None:
+        if job.ended:
+            raise JobStateError(f"The job has ended already ({job.state}).")
+
     def _refuse_taken_name(self, request: Request) -> None:
         """Two unfinished jobs of one name: the second would fail after its work."""
         if replaces(request):
             return
-        unfinished = [job.request for job in self._jobs.values() if not job.ended]
-        taken = {name.casefold() for one in unfinished for name in names_of(one)}
-        for name in names_of(request):
+        unfinished = [job for job in self._jobs.values() if job.state == "running" or _waits(job)]
+        taken = {name.casefold() for job in unfinished for name in output_names(job.request)}
+        for name in output_names(request):
             if name.casefold() in taken:
                 raise OutputError(
                     f"A job that has not ended yet will write {name}. Choose another name, or overwrite."
@@ -186,16 +249,23 @@ class JobQueue:
 
     def _make_room(self) -> None:
         while len(self._jobs) >= self._remembered:
-            oldest = next((job for job in self._jobs.values() if job.ended), None)
+            ended = (job for job in self._jobs.values() if job.ended)
+            idle = (job for job in self._jobs.values() if job.state == "queued" and not job.background)
+            oldest = next(ended, None) or next(idle, None)
             if oldest is None:
                 raise QueueFullError(f"{self._remembered} jobs wait already. Try again when one has ended.")
             del self._jobs[oldest.id]
 
+    def _drop_pictures(self) -> None:
+        drawn = [job for job in self._jobs.values() if job.result.drawn is not None]
+        for job in sorted(drawn, key=lambda job: job.finished)[:-WITH_PICTURES]:
+            job.result = replace(job.result, drawn=None)
+
     def _work(self) -> None:
         while (job := self._next()) is not None:
             try:
-                with self._host.exclusive():
-                    self._run(job)
+                with self.host.exclusive():
+                    self.run(job)
             except Exception as problem:
                 log.exception("Job %s could not be run", job.id)
                 with self._lock:
@@ -203,47 +273,18 @@ class JobQueue:
                         self._end(job, "failed", UNEXPECTED.format(kind=type(problem).__name__))
 
     def _next(self) -> Job | None:
-        """The job that waits longest; without one the thread ends."""
+        """The background job that waits longest; without one the thread ends."""
         with self._lock:
-            waiting = next((job for job in self._jobs.values() if job.state == "queued"), None)
+            waiting = next((job for job in self._jobs.values() if _waits(job)), None)
             if waiting is None:
                 self._worker = None
             return waiting
 
-    def _run(self, job: Job) -> None:
-        """Run a job that has the host to itself, unless it was cancelled while it waited."""
-        with self._lock:
-            if job.state != "queued":
-                return
-            job.state, job.started = "running", time.time()
-        state, error = self._carried_out(job)
-        with self._lock:
-            self._end(job, state, error)
-
-    def _end(self, job: Job, state: State, error: str = "") -> None:
+    @staticmethod
+    def _end(job: Job, state: State, error: str = "") -> None:
         job.error, job.finished, job.stopping = error, time.time(), ""
         job.state = state
 
-    def _carried_out(self, job: Job) -> tuple[State, str]:
-        """How a job ends, and why where it is not done; its result is kept. Never raises."""
 
-        def follow(progress: Progress) -> None:
-            job.progress = progress
-
-        def keep(result: Result) -> None:
-            job.result = result.worded(word)
-
-        word: Callable[[str], str] = str
-        try:
-            word = self._wording(job.request)
-            listener = Listener(follow, keep, self._on_merged)
-            state, result, sentence = carry_out(job.request, self._host, listener)
-            keep(result)
-        except Interrupted as stop:
-            return "interrupted", word(str(stop))
-        except ZipLoraError as error:
-            return "failed", word(str(error))
-        except Exception as problem:
-            log.exception("Job %s failed", job.id)
-            return "failed", UNEXPECTED.format(kind=type(problem).__name__)
-        return state, word(sentence)
+def _waits(job: Job) -> bool:
+    return job.state == "queued" and job.background

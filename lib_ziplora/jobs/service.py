@@ -1,232 +1,166 @@
-"""What a background job may be asked for, and what it has made in the end."""
+"""Merges, re-exports, matrices and comparisons with everything around them, for every front end."""
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 from ..config import MergeRequest
 from ..errors import HostError, ZipLoraError
-from ..hosts import Draws, Host, Progress
+from ..hosts import Draws, Host
 from ..library.card import with_card, write_preview
-from ..pictures.compare import check_compare, compare
+from ..library.json_store import data_folder
+from ..library.recent import RecentMerges
+from ..library.timing import Timing
+from ..pictures.compare import PreparedComparison, compare, prepare_compare
 from ..pictures.comparison import CompareRequest, Comparison
-from ..pictures.matrix_sheet import DRAWABLE, Sheet, draw_sheet
-from ..pipeline.matrix import Cell, MatrixRequest, check_matrix, run_matrix
-from ..pipeline.merge import check, run
-from ..pipeline.reexport import ReexportRequest, check_reexport, reexport
+from ..pictures.matrix_sheet import DRAWABLE, NO_SHEET, draw_sheet
+from ..pipeline.matrix import Cell, PreparedMatrix, prepare_matrix, require_ready, run_matrix
+from ..pipeline.merge import run
+from ..pipeline.preflight import Preflight, preflight
+from ..pipeline.prepare import prepare
+from ..pipeline.reexport import ReexportRequest, prepare_reexport
 from ..report.report import MergeReport
+from .queue import REMEMBERED, Job, JobQueue, State
+from .requests import Pictures, Prepared, Request, Result
 
 log = logging.getLogger(__name__)
 
-Ending = Literal["done", "failed", "interrupted"]
-NO_SHEET = "A sheet can't be drawn here: this host does not draw. Leave the sheet out."
 STOPPED = "It was interrupted: {done} of {count} pairs are merged."
 NOTHING_MERGED = "No pair could be merged. {output}: {sentence}"
+NO_PREVIEW = "The merge's own picture was not drawn, so it is no preview."
 
 
-@dataclass(frozen=True)
-class MatrixTask:
-    """Merge every subject with every style and, where ``sheet`` says so, draw all of them on one sheet."""
+class Service(JobQueue):
+    """Everything that a front end asks of one host; one service a host, shared by all front ends.
 
-    matrix: MatrixRequest
-    sheet: bool = False
+    In the background (REST)::
 
+        service = Service(host)
+        job = service.submit(MergeRequest.pair(subject, style, "both"))  # ZipLoraError: it can't be done
+        job.state, job.progress, job.history  # until job.ended
+        job.report, job.error, job.result.pairs, job.result.pictures
+        service.interrupt(job), service.finish(job)  # JobStateError: too late
 
-@dataclass(frozen=True)
-class CompareTask:
-    """Draw a comparison; ``preview`` makes the merge's picture that of its card, where the user has none."""
+    By a front end that waits for the host itself (a terminal, a task of the WebUI, which holds the GPU
+    lock and shows the host's own progress)::
 
-    comparison: CompareRequest
-    preview: bool = False
+        job = service.submit(request, background=False)
+        with host.exclusive():  # or in a function made by host.wrap_task
+            service.run(job)  # never raises: job.state and job.error say how it ended
 
+    Every job is in ``service.jobs()``, wherever it was begun, so each front end can show all of them:
+    ``service.running()`` is the one that runs, ``service.get(id)`` the one of a page that was reloaded.
+    What was merged is in ``service.recent``; lists of LoRAs are stale once ``service.written`` has grown.
 
-Request = MergeRequest | ReexportRequest | MatrixTask | CompareTask
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """What was drawn.
-
-    Attributes:
-        drawn: pictures on the sheet.
-        wanted: pictures that were asked for.
-        file: of the sheet; None where the host saves none.
-        preview: the picture that was given to the merge's card, if any.
-        remarks: why anything is missing, as sentences.
-    """
-
-    drawn: int
-    wanted: int
-    file: Path | None = None
-    preview: Path | None = None
-    remarks: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a job has made.
+    Args:
+        host: where LoRAs are installed and jobs run.
+        remembered: as in ``JobQueue``.
 
     Attributes:
-        report: of a merge or a re-export.
-        pairs: of a matrix, those that have ended.
-        pictures: of a comparison, or of a matrix's sheet.
+        recent: the merges that were made last.
+        timing: how long merges take here.
+        written: number of LoRAs that were written since the start.
     """
 
-    report: MergeReport | None = None
-    pairs: tuple[Cell, ...] = ()
-    pictures: Pictures | None = None
+    def __init__(self, host: Host, remembered: int = REMEMBERED) -> None:
+        super().__init__(host, remembered)
+        self.recent = RecentMerges(data_folder(host))
+        self.timing = Timing(data_folder(host))
+        self.written = 0
 
-    def worded(self, word: Callable[[str], str]) -> Result:
-        """With every sentence as ``word`` puts it."""
-        pictures = self.pictures
-        if pictures is not None:
-            pictures = dataclasses.replace(pictures, remarks=tuple(map(word, pictures.remarks)))
-        pairs = tuple(
-            dataclasses.replace(cell, sentence=word(cell.sentence), report=_worded(cell.report, word))
-            for cell in self.pairs
+    def preflight(self, request: MergeRequest) -> Preflight:
+        """What can be told of a merge before it is made: problems, layers, overlap, size, memory, seconds."""
+        found = preflight(request, self.host)
+        return replace(found, seconds=None if found.problems else self.timing.seconds(request, self.host))
+
+    def prepare(self, request: Request) -> Prepared:
+        """See ``JobQueue.prepare``."""
+        if isinstance(request, MergeRequest):
+            return prepare(request, self.host)
+        if isinstance(request, ReexportRequest):
+            return prepare_reexport(request, self.host)
+        if isinstance(request, CompareRequest):
+            return prepare_compare(request, self.host)
+        if request.sheet and not isinstance(self.host, Draws):
+            raise HostError(f"{NO_SHEET} Leave the sheet out.")
+        matrix = prepare_matrix(request, self.host)
+        require_ready(matrix)
+        return matrix
+
+    def perform(self, job: Job) -> tuple[State, str]:
+        """See ``JobQueue.perform``."""
+        if isinstance(job.prepared, PreparedMatrix):
+            return self._matrix(job, job.prepared)
+        if isinstance(job.prepared, PreparedComparison):
+            return self._comparison(job, job.prepared)
+        report = run(job.prepared, self.host, job.follow)
+        request = job.request if isinstance(job.request, MergeRequest) else None
+        job.result = Result(self._remember(request, report, job.prepared.request.card))
+        return "done", ""
+
+    def _remember(self, request: MergeRequest | None, report: MergeReport, card: bool) -> MergeReport:
+        """What follows every LoRA that was written: the merge is remembered, the LoRA gets its card."""
+        self.written += 1 + len(report.split)
+        if request is not None:
+            self.timing.note(request, report)
+            self.recent.note(request)
+        return with_card(report, self.host) if card else report
+
+    def _matrix(self, job: Job, matrix: PreparedMatrix) -> tuple[State, str]:
+        def follow(cell: Cell) -> None:
+            job.result = Result(pairs=(*job.result.pairs, cell))
+
+        def finish(request: MergeRequest, report: MergeReport) -> MergeReport:
+            return self._remember(request, report, request.card)
+
+        cells = run_matrix(matrix, self.host, job.follow, follow, finish)
+        done = sum(cell.state == "done" for cell in cells)
+        if self.host.interrupted():
+            return "interrupted", STOPPED.format(done=done, count=len(cells))
+        bad = next((cell for cell in cells if cell.state in ("failed", "refused")), None)
+        if bad is not None and not done:
+            return "failed", NOTHING_MERGED.format(output=bad.request.output, sentence=bad.sentence)
+        if matrix.request.sheet:
+            job.result = self._sheet(job, cells)
+        return "done", ""
+
+    def _sheet(self, job: Job, cells: Sequence[Cell]) -> Result:
+        """The cells with their sheet, or the reason why there is none; what was merged stays in either case."""
+        wanted = sum(cell.state in DRAWABLE for cell in cells)
+        try:
+            sheet = draw_sheet(cells, self.host, on_event=job.follow)
+        except ZipLoraError as error:
+            reason = str(error)
+        except Exception as problem:
+            log.exception("The sheet could not be drawn")
+            reason = f"{type(problem).__name__}, the log has the details."
+        else:
+            pictures = Pictures(sheet.pictures, wanted, sheet.file, remarks=sheet.remarks)
+            return replace(job.result, pictures=pictures, drawn=sheet)
+        return replace(
+            job.result, pictures=Pictures(0, wanted, remarks=(f"The sheet was not drawn: {reason}",))
         )
-        return Result(_worded(self.report, word), pairs, pictures)
 
+    def _comparison(self, job: Job, comparison: PreparedComparison) -> tuple[State, str]:
+        drawn = compare(comparison, self.host, job.follow)
+        remarks = [drawn.stopped] if drawn.stopped else []
+        preview = None
+        if comparison.request.preview:
+            preview, problem = self._preview(drawn)
+            remarks += [problem] if problem else []
+        pictures = Pictures(len(drawn.pictures), drawn.plan.count, drawn.file, preview, tuple(remarks))
+        job.result = Result(pictures=pictures, drawn=drawn)
+        return ("interrupted", drawn.stopped) if drawn.stopped and self.host.interrupted() else ("done", "")
 
-def _worded(report: MergeReport | None, word: Callable[[str], str]) -> MergeReport | None:
-    if report is None:
-        return None
-    return dataclasses.replace(report, warnings=tuple(map(word, report.warnings)))
-
-
-@dataclass(frozen=True)
-class Listener:
-    """Who is told while a job runs.
-
-    Attributes:
-        progress: of every step.
-        result: of what there is so far, each time that there is more.
-        merged: of every merge that is written.
-    """
-
-    progress: Callable[[Progress], None]
-    result: Callable[[Result], None]
-    merged: Callable[[MergeRequest, MergeReport], None]
-
-
-def names_of(request: Request) -> tuple[str, ...]:
-    """The names of the LoRAs that a request will write."""
-    if isinstance(request, MatrixTask):
-        return tuple(pair.output for pair in request.matrix.pairs())
-    return () if isinstance(request, CompareTask) else (request.output,)
-
-
-def replaces(request: Request) -> bool:
-    """Whether names that are taken by then do not keep it from being carried out.
-
-    A matrix replaces them, or leaves their pairs out.
-    """
-    return isinstance(request, (MatrixTask, CompareTask)) or request.overwrite
-
-
-def check_request(request: Request, host: Host) -> None:
-    """Refuse what ``carry_out`` would refuse: call it before queueing.
-
-    Raises:
-        ZipLoraError: the same errors, in the same words.
-    """
-    if isinstance(request, MatrixTask):
-        if request.sheet and not isinstance(host, Draws):
-            raise HostError(NO_SHEET)
-        check_matrix(request.matrix, host)
-    elif isinstance(request, CompareTask):
-        check_compare(request.comparison, host)
-    elif isinstance(request, ReexportRequest):
-        check_reexport(request, host)
-    else:
-        check(request, host)
-
-
-def carry_out(request: Request, host: Host, listener: Listener) -> tuple[Ending, Result, str]:
-    """Do what a request asks for; the caller holds the host's lock.
-
-    Returns:
-        How it ended, what there is, and a sentence where it did not end as ``done``.
-
-    Raises:
-        ZipLoraError: there is nothing.
-    """
-    if isinstance(request, MatrixTask):
-        return _matrix(request, host, listener)
-    if isinstance(request, CompareTask):
-        return _comparison(request, host, listener)
-    if isinstance(request, ReexportRequest):
-        return "done", Result(with_card(reexport(request, host, listener.progress), host)), ""
-    report = run(request, host, listener.progress)
-    listener.merged(request, report)
-    return "done", Result(with_card(report, host)), ""
-
-
-def _matrix(task: MatrixTask, host: Host, listener: Listener) -> tuple[Ending, Result, str]:
-    ended: list[Cell] = []
-
-    def follow(cell: Cell) -> None:
-        ended.append(cell)
-        if cell.report is not None:
-            listener.merged(cell.request, cell.report)
-        listener.result(Result(pairs=tuple(ended)))
-
-    cells = run_matrix(task.matrix, host, listener.progress, follow)
-    done = sum(cell.state == "done" for cell in cells)
-    result = Result(pairs=tuple(cells))
-    if host.interrupted():
-        return "interrupted", result, STOPPED.format(done=done, count=len(cells))
-    bad = next((cell for cell in cells if cell.state in ("failed", "refused")), None)
-    if bad is not None and not done:
-        words = NOTHING_MERGED.format(output=bad.request.output, sentence=bad.sentence)
-        return "failed", result, words
-    if task.sheet:
-        result = dataclasses.replace(result, pictures=_sheet(cells, host, listener))
-    return "done", result, ""
-
-
-def _sheet(cells: Sequence[Cell], host: Host, listener: Listener) -> Pictures:
-    """The sheet, or why there is none; what was merged stays in either case."""
-    wanted = sum(cell.state in DRAWABLE for cell in cells)
-    sheet: Sheet | None = None
-    try:
-        sheet = draw_sheet(cells, host, on_event=listener.progress)
-    except ZipLoraError as error:
-        reason = str(error)
-    except Exception as problem:
-        log.exception("The sheet could not be drawn")
-        reason = f"{type(problem).__name__}, the server's log has the details."
-    else:
-        reason = "no merge is there."
-    if sheet is None:
-        return Pictures(0, wanted, remarks=(f"The sheet was not drawn: {reason}",))
-    return Pictures(sheet.pictures, wanted, sheet.file, remarks=sheet.remarks)
-
-
-def _comparison(task: CompareTask, host: Host, listener: Listener) -> tuple[Ending, Result, str]:
-    drawn = compare(task.comparison, host, listener.progress)
-    remarks = [drawn.stopped] if drawn.stopped else []
-    preview = None
-    if task.preview:
-        preview, problem = _preview(drawn, host)
-        remarks += [problem] if problem else []
-    pictures = Pictures(len(drawn.pictures), drawn.plan.count, drawn.file, preview, tuple(remarks))
-    if drawn.stopped and host.interrupted():
-        return "interrupted", Result(pictures=pictures), drawn.stopped
-    return "done", Result(pictures=pictures), ""
-
-
-def _preview(drawn: Comparison, host: Host) -> tuple[Path | None, str]:
-    """The picture that was made the preview, or why there is none."""
-    best = drawn.best_preview()
-    if best is None:
-        return None, "The merge's own picture was not drawn, so it is no preview."
-    try:
-        return write_preview(drawn.plan.name, host, best), ""
-    except ZipLoraError as error:
-        return None, str(error)
+    def _preview(self, drawn: Comparison) -> tuple[Path | None, str]:
+        """The picture that was made the preview, or why there is none."""
+        best = drawn.best_preview()
+        if best is None:
+            return None, NO_PREVIEW
+        try:
+            return write_preview(drawn.plan.name, self.host, best), ""
+        except ZipLoraError as error:
+            return None, str(error)

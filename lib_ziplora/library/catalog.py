@@ -1,4 +1,4 @@
-"""The LoRAs that a front end offers, judged by their tensors, and their prompts."""
+"""The installed LoRAs as front ends list them: base model, family, ranks, a prompt, usable or why not."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..errors import LoraFileError
 from ..hosts import Host, InstalledLora
 from ..lora.formats.base_models import BASE_NAMES
 from ..lora.formats.families import FAMILIES
-from .header_cache import Judge, Judgement, judge_of
+from .header_cache import HeaderCache, LoraInfo, header_cache
 from .json_store import data_folder
 from .prompts import suggested_prompt
 
@@ -34,7 +34,7 @@ class CatalogEntry:
         family: ``lora``, another family, or several joined with ``+``; "" for an unreadable file.
         size: of the file, bytes.
         activation: what the user's card says to write into prompts, or "".
-        pending: it has not been judged yet; what is said of it is a guess.
+        pending: its file has not been read yet; what is said of it is a guess.
     """
 
     name: str
@@ -64,10 +64,10 @@ class CatalogEntry:
 
 def catalog(host: Host) -> list[CatalogEntry]:
     """Every LoRA that the host lists, in its order; unusable ones with the reason."""
-    return judged(host.loras(), host)
+    return entries_of(host.loras(), host)
 
 
-def judged(loras: Sequence[InstalledLora], host: Host, patience: float = math.inf) -> list[CatalogEntry]:
+def entries_of(loras: Sequence[InstalledLora], host: Host, patience: float = math.inf) -> list[CatalogEntry]:
     """LoRAs with what their files' headers say, in their order.
 
     Args:
@@ -75,28 +75,28 @@ def judged(loras: Sequence[InstalledLora], host: Host, patience: float = math.in
         host: that has listed them.
         patience: seconds in which files may be read; those that are left are ``pending``.
     """
-    judge = judge_of(data_folder(host))
+    cache = header_cache(data_folder(host))
     end = time.monotonic() + patience
-    entries = [_entry(lora, judge, time.monotonic() < end) for lora in loras]
-    judge.keep()
+    entries = [_entry(lora, cache, time.monotonic() < end) for lora in loras]
+    cache.save()
     return entries
 
 
 def prompt_for(host: Host, name: str) -> str:
     """A prompt for an installed LoRA (or a file) from its card or its training metadata, or ""."""
     path = host.resolve(name)
-    found = judge_of(data_folder(host)).judge(path)
+    found = header_cache(data_folder(host)).inspect(path)
     card = next((lora.user_metadata for lora in host.loras() if lora.path == path), {})
     return suggested_prompt(card, {}) or found.prompt
 
 
-def _entry(lora: InstalledLora, judge: Judge, may_read: bool) -> CatalogEntry:
+def _entry(lora: InstalledLora, cache: HeaderCache, may_read: bool) -> CatalogEntry:
     try:
-        found = judge.judge(lora.path) if may_read else judge.remembered(lora.path)
+        found = cache.inspect(lora.path) if may_read else cache.cached(lora.path)
         size = lora.path.stat().st_size
     except (LoraFileError, OSError) as error:
         return CatalogEntry(lora.name, lora.path, "", 0, 0, "", False, str(error))
-    known = found or Judgement("", "", (), 0, "", "")
+    known = found or LoraInfo()
     return CatalogEntry(
         name=lora.name,
         path=lora.path,

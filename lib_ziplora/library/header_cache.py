@@ -1,7 +1,7 @@
-"""What a LoRA file is, judged by its tensors once and remembered until the file changes.
+"""Cached inspection of LoRA headers, keyed by path, mtime and size.
 
-A header takes some milliseconds to read, which thousands of files make a minute of; so the verdicts are
-kept in memory and, once there are many, in a small file.
+A header takes some milliseconds to read, which thousands of files make a minute of; so what is shown of each
+is kept in memory and, once there are many, in a small file.
 """
 
 from __future__ import annotations
@@ -15,23 +15,44 @@ from typing import Any
 
 from .. import __version__
 from ..errors import LoraFileError
-from ..lora.io.inspect import LoraHeader, inspect_header, unsupported_reason
+from ..file_cache import Stamp, cached_by_stat, stamp
+from ..lora.formats.keys import parse
+from ..lora.io.container import header_of
+from ..lora.io.inspect import LoraHeader, describe, inspect_header, unsupported_reason
+from ..lora.io.size import FileShapes, shapes_of
 from .json_store import read_json, write_json
 from .prompts import suggested_prompt
 
 FORMAT = 1
 """Of the file; a file of another format or of another release is not read."""
-WORTH_KEEPING = 100
-"""Verdicts since the file was written that make it worth writing again."""
-MOST_KEPT = 50_000
-
-Stamp = tuple[int, int]
-"""When a file was written (nanoseconds) and its size (bytes)."""
+WORTH_SAVING = 100
+"""Entries since the file was written that make it worth writing again."""
+MOST_SAVED = 50_000
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """What a file's header says.
+class InspectedFile:
+    """A LoRA file's header: what it is, and the ranks and shapes of its layers."""
+
+    header: LoraHeader
+    shapes: FileShapes
+
+
+@cached_by_stat(32)
+def inspect_file(path: Path) -> InspectedFile:
+    """Inspect a file by its header, read again only when the file has changed.
+
+    Raises:
+        LoraFileError: it is no whole safetensors file.
+    """
+    raw = header_of(path)
+    parsed = parse(raw.tensors)
+    return InspectedFile(describe(path, raw, parsed), shapes_of(raw, parsed))
+
+
+@dataclass(frozen=True)
+class LoraInfo:
+    """What is shown of a LoRA file.
 
     Attributes:
         base: ``sdxl``, ``sd1``, ..., ``unknown``.
@@ -42,94 +63,93 @@ class Judgement:
         reason: why it can't be merged, as a sentence; "" when it can.
     """
 
-    base: str
-    family: str
-    ranks: tuple[int, ...]
-    layers: int
-    prompt: str
-    reason: str
+    base: str = ""
+    family: str = ""
+    ranks: tuple[int, ...] = ()
+    layers: int = 0
+    prompt: str = ""
+    reason: str = ""
+
+    @classmethod
+    def of(cls, header: LoraHeader) -> LoraInfo:
+        """What is shown of a file with this header."""
+        reason = unsupported_reason(header) or ("" if header.layers else f"{header.name} has no LoRA layers.")
+        prompt = suggested_prompt({}, header.metadata)
+        return cls(header.base, header.family, header.ranks, header.layers, prompt, reason)
 
 
-class Judge:
-    """The verdicts on files, read anew only when a file has changed. Any thread may ask.
+class HeaderCache:
+    """What is shown of LoRA files, read anew only when a file has changed. Any thread may ask.
 
     Args:
-        file: where they are kept, or None.
+        file: where it is kept, or None.
     """
 
     def __init__(self, file: Path | None = None) -> None:
         self._file = file
         self._lock = threading.Lock()
-        self._known: dict[str, tuple[Stamp, Judgement]] = _read(file) if file else {}
+        self._known: dict[str, tuple[Stamp, LoraInfo]] = _read(file) if file else {}
         self._unreadable: dict[str, tuple[Stamp, str]] = {}
         self._new = 0
 
-    def remembered(self, path: Path) -> Judgement | None:
-        """The verdict on a file, if it needn't be read for that.
+    def cached(self, path: Path) -> LoraInfo | None:
+        """What is shown of a file, if it needn't be read for that.
 
         Raises:
-            LoraFileError: there is no such file, or it is remembered as no whole safetensors file.
+            LoraFileError: there is no such file, or it is known as no whole safetensors file.
         """
-        stamp = _stamp(path)
-        damaged = self._unreadable.get(str(path))
-        if damaged and damaged[0] == stamp:
+        now, key = _stamp(path), str(path)
+        damaged, known = self._unreadable.get(key), self._known.get(key)
+        if damaged and damaged[0] == now:
             raise LoraFileError(damaged[1])
-        known = self._known.get(str(path))
-        return known[1] if known and known[0] == stamp else None
+        return known[1] if known and known[0] == now else None
 
-    def judge(self, path: Path) -> Judgement:
-        """The verdict on a file.
+    def inspect(self, path: Path) -> LoraInfo:
+        """What is shown of a file.
 
         Raises:
             LoraFileError: it is no whole safetensors file.
         """
-        known = self.remembered(path)
+        known = self.cached(path)
         if known is not None:
             return known
-        stamp = _stamp(path)
+        now = _stamp(path)
         try:
-            found = _judgement(inspect_header(path))
+            found = LoraInfo.of(inspect_header(path))
         except LoraFileError as error:
             if not isinstance(error.__cause__, OSError):
-                self._unreadable[str(path)] = (stamp, str(error))
+                self._unreadable[str(path)] = (now, str(error))
             raise
         with self._lock:
-            self._known[str(path)] = (stamp, found)
+            self._known[str(path)] = (now, found)
             self._new += 1
         return found
 
-    def keep(self) -> None:
+    def save(self) -> None:
         """Write the file if there is enough that it doesn't say."""
         with self._lock:
-            if self._file is None or self._new < WORTH_KEEPING:
+            if self._file is None or self._new < WORTH_SAVING:
                 return
             self._new = 0
-            newest = list(self._known.items())[-MOST_KEPT:]
-        rows = {path: [*stamp, asdict(found)] for path, (stamp, found) in newest}
+            newest = list(self._known.items())[-MOST_SAVED:]
+        rows = {path: [*stamped, asdict(found)] for path, (stamped, found) in newest}
         write_json(self._file, {"format": FORMAT, "release": __version__, "files": rows})
 
 
 @lru_cache(maxsize=8)
-def judge_of(folder: Path | None) -> Judge:
-    """The judge who keeps his verdicts in a folder, one for all who ask."""
-    return Judge(folder / "catalog.json" if folder else None)
+def header_cache(folder: Path | None) -> HeaderCache:
+    """The cache that is kept in a folder, one for all who ask."""
+    return HeaderCache(folder / "catalog.json" if folder else None)
 
 
 def _stamp(path: Path) -> Stamp:
     try:
-        stat = path.stat()
+        return stamp(path)
     except OSError as error:
         raise LoraFileError(f"{path.name} can't be read ({error.strerror}). Refresh the list.") from error
-    return stat.st_mtime_ns, stat.st_size
 
 
-def _judgement(header: LoraHeader) -> Judgement:
-    reason = unsupported_reason(header) or ("" if header.layers else f"{header.name} has no LoRA layers.")
-    prompt = suggested_prompt({}, header.metadata)
-    return Judgement(header.base, header.family, header.ranks, header.layers, prompt, reason)
-
-
-def _read(file: Path) -> dict[str, tuple[Stamp, Judgement]]:
+def _read(file: Path) -> dict[str, tuple[Stamp, LoraInfo]]:
     content = read_json(file)
     if not isinstance(content, dict):
         return {}
@@ -144,7 +164,7 @@ def _read(file: Path) -> dict[str, tuple[Stamp, Judgement]]:
         return {}
 
 
-def _restored(found: Mapping[str, Any]) -> Judgement:
+def _restored(found: Mapping[str, Any]) -> LoraInfo:
     ranks = tuple(int(rank) for rank in found["ranks"])
     words = {name: str(found[name]) for name in ("base", "family", "prompt", "reason")}
-    return Judgement(ranks=ranks, layers=int(found["layers"]), **words)
+    return LoraInfo(ranks=ranks, layers=int(found["layers"]), **words)

@@ -16,14 +16,14 @@ from .json_store import read_json, write_json
 
 log = logging.getLogger(__name__)
 
-REMEMBERED_PACES = 64
-"""Sample sizes and checkpoints whose pace is kept."""
+REMEMBERED = 64
+"""Sample sizes and checkpoints that are remembered."""
 
 Key = tuple[int, int, str]
 """Width and height of the samples, and the checkpoint's name."""
 
 
-class Pace:
+class Timing:
     """Seconds of a UNet forward for each sample size and checkpoint, measured over whole merges.
 
     Any thread may ask. The file is read anew each time: others of the same host write it too.
@@ -41,12 +41,12 @@ class Pace:
         """Learn from a merge that has finished; a plain sum draws nothing and tells nothing."""
         if request.settings.method == "direct":
             return
-        made = dataclasses.replace(request.settings, steps=max(1, report.steps))
+        made = dataclasses.replace(request.settings, steps=max(1, report.learnt.steps))
         units = units_of(dataclasses.replace(request, settings=made))
         key = (*_size(request), report.checkpoint)
         with self._lock:
             others = {other: value for other, value in self._known().items() if other != key}
-            newest = [*others.items(), (key, report.seconds / units)][-REMEMBERED_PACES:]
+            newest = [*others.items(), (key, report.seconds / units)][-REMEMBERED:]
             self._seconds = dict(newest)
             if self._file:
                 write_json(self._file, [[*other, value] for other, value in newest])
@@ -70,12 +70,12 @@ class Pace:
 def _read(file: Path) -> dict[Key, float]:
     content = read_json(file)
     found: dict[Key, float] = {}
-    for row in content[-REMEMBERED_PACES:] if isinstance(content, list) else ():
+    for row in content[-REMEMBERED:] if isinstance(content, list) else ():
         try:
             width, height, checkpoint, seconds = row
             key, value = (int(width), int(height), str(checkpoint)), float(seconds)
         except (TypeError, ValueError, OverflowError) as error:
-            log.warning("A pace in %s is damaged (%s) and is left out.", file, error)
+            log.warning("A time in %s is damaged (%s) and is left out.", file, error)
             continue
         if math.isfinite(value) and value > 0:
             found[key] = value

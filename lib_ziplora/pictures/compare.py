@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,27 +41,25 @@ def merge_prompts(host: Host, merged: str) -> tuple[str, ...]:
     return tuple(label.detail for label in _own_prompts(saved, host))
 
 
-def check_compare(request: CompareRequest, host: Host) -> None:
-    """Refuse what ``compare`` would refuse, without drawing: call it before queueing.
+@dataclass(frozen=True)
+class PreparedComparison:
+    """Everything that is known of a comparison before a picture is drawn."""
+
+    request: CompareRequest
+    plan: Plan
+
+
+def prepare_compare(request: CompareRequest, host: Host) -> PreparedComparison:
+    """Find out what a comparison draws; refuse what can't be drawn.
 
     Raises:
-        ZipLoraError: the same errors, in the same words.
-    """
-    _drawing_host(host).check_drawing()
-    plan_of(request, host)
-    if request.sampler.name and request.sampler.name not in _drawing_host(host).samplers():
-        names = ", ".join(_drawing_host(host).samplers())
-        raise HostError(f"There is no sampler {request.sampler.name!r}; choose one of {names}.")
-
-
-def plan_of(request: CompareRequest, host: Host) -> Plan:
-    """What a request draws.
-
-    Raises:
+        HostError: the host can't draw, or has no such sampler.
         LoraFileError: the merge is not there, or a LoRA that it was made of has changed or is gone.
         ConfigError: no prompt is known.
     """
-    path = saved_path(request.merged, host)
+    drawing = _drawing_host(host)
+    drawing.check_drawing()
+    path = saved_path(request.source, host)
     saved = read_saved(path)
     name = _as_installed(merged_file(path), host)
     sources = [_as_installed(file, host) for file in find_sources(saved, path, host)]
@@ -71,16 +70,22 @@ def plan_of(request: CompareRequest, host: Host) -> Plan:
     if not (prompts or own):
         raise ConfigError(f"No prompt of {path.stem} is known. Write the prompts to compare with.")
     seeds = tuple(range(request.seed, request.seed + request.seeds))
-    return Plan(path.stem, _rows(saved, sources, name), tuple(prompts or own), seeds)
+    if request.sampler.name and request.sampler.name not in drawing.samplers():
+        names = ", ".join(drawing.samplers())
+        raise HostError(f"There is no sampler {request.sampler.name!r}; choose one of {names}.")
+    plan = Plan(path.stem, _rows(saved, sources, name), tuple(prompts or own), seeds)
+    return PreparedComparison(request, plan)
 
 
 def compare(
-    request: CompareRequest, host: Host, on_event: Callable[[Progress], None] | None = None
+    comparison: PreparedComparison | CompareRequest,
+    host: Host,
+    on_event: Callable[[Progress], None] | None = None,
 ) -> Comparison:
     """Draw each LoRA alone, the plain sum and the merge, with the same prompts and seeds.
 
     Args:
-        request: which merge, and how to draw.
+        comparison: which merge, and how to draw; a request is prepared first.
         host: one that draws (``hosts.Draws``). Its lock is the caller's business, as in ``run``.
         on_event: told of every picture, and of every step where the host's own bar does not show it.
 
@@ -91,16 +96,19 @@ def compare(
         ZipLoraError: before the first picture was finished.
     """
     started = time.monotonic()
-    check_compare(request, host)
-    plan, steps = plan_of(request, host), request.sampler.steps
-    meter = Meter(host, on_event, plan.count * steps, f"{INTERRUPTED} before its first picture was drawn.")
+    if isinstance(comparison, CompareRequest):
+        comparison = prepare_compare(comparison, host)
+    plan, sampler = comparison.plan, comparison.request.sampler
+    meter = Meter(
+        host, on_event, plan.count * sampler.steps, f"{INTERRUPTED} before its first picture was drawn."
+    )
     meter.enter("drawing", "Preparing to draw")
     pictures: dict[Place, Drawn] = {}
     stopped = ""
-    with memory_in_words(NO_MEMORY), _drawing_host(host).drawing(request.sampler, plan.count) as pen:
+    with memory_in_words(NO_MEMORY), _drawing_host(host).drawing(sampler, plan.count) as pen:
         try:
             for place, picture in plan.places():
-                pictures[place] = _draw(pen, picture, meter, plan, len(pictures), steps)
+                pictures[place] = _draw(pen, picture, meter, plan, len(pictures), sampler.steps)
         except ZipLoraError as error:
             if not pictures:
                 raise

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
 from ..hosts import Drawn, Picture, Sampler
+from ..hosts.pictures import LARGEST_GUIDANCE, LARGEST_SIDE, MOST_STEPS, SIDE_STEP
+from ..options import option
+from ..pipeline.reexport import MERGED
 from .grid import Label
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-MOST_PROMPTS, MOST_SEEDS, MOST_STEPS, LARGEST_SEED = 12, 16, 150, 2**32 - 1
-SMALLEST_SIDE, LARGEST_SIDE, SIDE_STEP = 64, 2048, 8
-LARGEST_GUIDANCE = 30.0
+MOST_PROMPTS, MOST_SEEDS, LARGEST_SEED = 12, 16, 2**32 - 1
+SMALLEST_SIDE = 64
 TAG = re.compile(r"<lora:[^>]*>")
 
 Place = tuple[int, int, int]
@@ -26,25 +28,28 @@ Place = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class CompareRequest:
-    """What to draw; the same object for every front end.
+    """A comparison to draw; the same object for every front end. Tags of LoRAs in prompts are left out."""
 
-    Attributes:
-        merged: the merged LoRA's name (a path where the host allows it).
-        prompts: one for each group of columns; none are those of ``merge_prompts``. Tags of LoRAs in them
-            are left out: each row brings its own.
-        seeds: pictures of each row and prompt.
-        seed: the first seed; the others follow it.
-        sampler: how to draw.
-    """
-
-    merged: str
-    prompts: tuple[str, ...] = ()
-    seeds: int = 1
-    seed: int = 0
-    sampler: Sampler = field(default_factory=Sampler)
+    source: str = option(MISSING, "Merged LoRA", MERGED, flag="source")
+    prompts: tuple[str, ...] = option(
+        (),
+        "Prompts",
+        "Each is drawn in every row. None: the prompts of the merge, and one for all",
+        flag="--prompt",
+    )
+    seeds: int = option(1, "Seeds", "Pictures of each row and prompt", minimum=1, maximum=MOST_SEEDS)
+    seed: int = option(
+        0, "Seed", "The first seed; the others follow it", minimum=0, maximum=LARGEST_SEED - MOST_SEEDS
+    )
+    sampler: Sampler = option(Sampler, "Sampler", "How to draw", json="*")
+    preview: bool = option(
+        False,
+        "Preview",
+        "Make the merge's picture the preview of its card, where there is none of your own",
+    )
 
     def __post_init__(self) -> None:
-        if not self.merged:
+        if not self.source:
             raise ConfigError("No merged LoRA is chosen. Choose the one to compare.")
         if len(self.prompts) > MOST_PROMPTS:
             raise ConfigError(f"There are {len(self.prompts)} prompts; {MOST_PROMPTS} are the most.")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import HostError, Interrupted, ZipLoraError
+from ..errors import ConfigError, HostError, Interrupted, ZipLoraError
 from ..hosts import Drawn, Draws, Host, Pen, Picture, Progress, Sampler
 from ..library.merge_prompts import prompts_of, together
 from ..pipeline.matrix import Cell
@@ -19,6 +19,8 @@ from .grid import Label, labelled_grid
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+NO_SHEET = "A sheet can't be drawn here: this host does not draw."
+NO_MERGE = "No merge is there to draw."
 INTERRUPTED = "The sheet was interrupted before its first picture was drawn."
 DRAWABLE = ("done", "exists")
 """States of the pairs whose merges are there."""
@@ -47,7 +49,7 @@ def draw_sheet(
     sampler: Sampler | None = None,
     seed: int = 0,
     on_event: Callable[[Progress], None] | None = None,
-) -> Sheet | None:
+) -> Sheet:
     """Draw every merge of a matrix that is there, each with the prompt for both of its LoRAs.
 
     Args:
@@ -58,17 +60,16 @@ def draw_sheet(
         on_event: told of every step.
 
     Returns:
-        The sheet, or None when no merge is there. What the user interrupts, or what fails, leaves the
-        pictures that are finished by then.
+        The sheet. What the user interrupts, or what fails, leaves the pictures that are finished by then.
 
     Raises:
-        ZipLoraError: before the first picture was finished.
+        ZipLoraError: before the first picture was finished, or no merge is there.
     """
     there = [cell for cell in cells if cell.state in DRAWABLE]
     if not there:
-        return None
+        raise ConfigError(NO_MERGE)
     if not isinstance(host, Draws):
-        raise HostError("A sheet can't be drawn here: this host does not draw.")
+        raise HostError(NO_SHEET)
     how = sampler or host.default_sampler()
     meter = Meter(host, on_event, len(there) * how.steps, INTERRUPTED)
     meter.enter("drawing", "Preparing to draw the sheet")

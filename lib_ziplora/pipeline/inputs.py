@@ -1,4 +1,4 @@
-"""The LoRAs of a merge: found, refused or read, and where the result goes."""
+"""The LoRAs of a merge, read and paired."""
 
 from __future__ import annotations
 
@@ -10,14 +10,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..config import LoraInput, MergeRequest, parse_rank
-from ..errors import ConfigError, IncompatibleError
+from ..config import MergeRequest, parse_rank
+from ..errors import IncompatibleError
 from ..hosts import Host
-from ..library.catalog import prompt_for
-from ..library.prompts import Prompted, combined_prompt, prompt_notes
 from ..lora.algebra import Pairing, pair, scale
 from ..lora.io.read import read_lora
-from ..lora.io.sidecar import check_sidecar
 from ..lora.io.size import expected_size
 from ..lora.io.write import check_output
 from ..lora.layer import Lora, LoraLayer
@@ -25,16 +22,16 @@ from ..lora.lowrank import RankRule
 from ..progress import Meter
 from ..training.memory import memory_in_words
 from .layers import kept_extras
+from .prepare import PreparedMerge
 from .weights import checkpoint_weights
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """The LoRAs of a request, in its order, read and paired, and where the result goes."""
+    """The LoRAs of a request, in its order, read and paired."""
 
     loras: tuple[Lora, ...]
     pairing: Pairing
-    target: Path
     request: MergeRequest
 
     @property
@@ -74,41 +71,21 @@ class Inputs:
         ]
 
 
-def target_of(request: MergeRequest, host: Host) -> Path:
-    """The file to write; refused when it, or its coefficients beside it, can't be written."""
-    path = host.output_path(request.output)
-    check_output(path, request.overwrite)
-    check_sidecar(path, request.overwrite)
-    return path
-
-
-def require_different(request: MergeRequest, files: Sequence[Path]) -> None:
-    """Raise IncompatibleError when one file is given twice."""
-    for (first, path), (second, other) in itertools.combinations(zip(request.labels, files, strict=True), 2):
-        if path.resolve() == other.resolve():
-            raise IncompatibleError(
-                f"{first.capitalize()} and {second} are the same file, {path.name}. Choose different LoRAs."
-            )
-
-
-def read_inputs(
-    request: MergeRequest, files: Sequence[Path], target: Path, host: Host, meter: Meter
-) -> Inputs:
-    """Read and pair the LoRAs.
+def read_inputs(prepared: PreparedMerge, host: Host, meter: Meter) -> Inputs:
+    """Read and pair the LoRAs of a merge.
 
     Args:
-        request: what to merge.
-        files: of its LoRAs, in their order.
-        target: the file to write.
+        prepared: what to merge.
         host: for the checkpoint's weights, where a LoRA can't be read without them.
         meter: told of every file.
 
     Raises:
         ZipLoraError: a file can't be read, two don't fit, or there is no room for the result.
     """
+    request, files = prepared.request, prepared.files
     rule = RankRule(request.settings.kept_energy)
     loras = []
-    with memory_in_words(), checkpoint_weights(list(files), host) as weights:
+    with memory_in_words(), checkpoint_weights(bool(prepared.relative), host) as weights:
         for file in files:
             meter.enter("reading", f"Reading {file.stem}")
             loras.append(read_lora(file, weights, rule, meter.stop_if_interrupted))
@@ -119,12 +96,12 @@ def read_inputs(
                 f"{first.name} and {second.name} are the same file under two names. Choose different LoRAs."
             )
     meter.enter("reading", "Pairing the layers")
-    inputs = Inputs(tuple(loras), pair(*loras), target, request)
-    _require_room(inputs)
+    inputs = Inputs(tuple(loras), pair(*loras), request)
+    _require_room(inputs, prepared.output)
     return inputs
 
 
-def _require_room(inputs: Inputs) -> None:
+def _require_room(inputs: Inputs, output: Path) -> None:
     """Refuse when the disk can't hold the files, as far as their sizes are known beforehand."""
     settings = inputs.request.settings
     rank = parse_rank(settings.rank)
@@ -136,7 +113,7 @@ def _require_room(inputs: Inputs) -> None:
     size = expected_size(sources, settings.precision, rank)
     if settings.split:
         size += sum(expected_size([source], settings.precision, rank) for source in sources)
-    check_output(inputs.target, inputs.request.overwrite, size)
+    check_output(output, inputs.request.overwrite, size)
 
 
 def require_common(loras: Sequence[Lora], pairing: Pairing) -> None:
@@ -160,44 +137,3 @@ def require_common(loras: Sequence[Lora], pairing: Pairing) -> None:
                 f"{lora.name} has no UNet layer in common with {' or '.join(others)}, so there is nothing to "
                 "learn. Choose the direct method: the plain sum keeps every LoRA as it is."
             )
-
-
-def with_prompt(chosen: LoraInput, host: Host) -> LoraInput:
-    """The input with a prompt: its own, or the one that the LoRA's card or file suggests.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    prompt = chosen.prompt.strip() or prompt_for(host, chosen.lora)
-    if not prompt:
-        raise ConfigError(
-            f"There is no prompt for {chosen.lora}, and its file names no trigger words. "
-            "Write the prompt that draws it, trigger words included."
-        )
-    return dataclasses.replace(chosen, prompt=prompt)
-
-
-def settled(request: MergeRequest, host: Host) -> MergeRequest:
-    """The request with every prompt in place: each LoRA's own, and the one for all together.
-
-    Raises:
-        ConfigError: a LoRA has no prompt, or the method needs one for all together and none can be made.
-    """
-    loras = tuple(with_prompt(chosen, host) for chosen in request.loras)
-    settings = request.settings
-    if settings.wants_combined and not settings.combined_prompt.strip():
-        parts = [Prompted(lora.role, lora.prompt, prompt_for(host, lora.lora)) for lora in loras]
-        settings = dataclasses.replace(settings, combined_prompt=combined_prompt(parts))
-    if settings.method == "balanced" and not settings.combined_prompt.strip():
-        raise ConfigError(
-            "The method balanced needs a prompt for both together, and none can be made of the LoRAs' own. "
-            "Write one, with the trigger words of all of them."
-        )
-    return dataclasses.replace(request, loras=loras, settings=settings)
-
-
-def prompt_remarks(request: MergeRequest) -> list[str]:
-    """Sentences on what the prompts of a settled request say and a merge doesn't follow; none twice."""
-    settings = request.settings
-    prompts = [lora.prompt for lora in request.loras] + [settings.combined_prompt, settings.negative_prompt]
-    return list(dict.fromkeys(note for prompt in prompts for note in prompt_notes(prompt)))

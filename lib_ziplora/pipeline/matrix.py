@@ -8,21 +8,22 @@ import logging
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ..config import LoraInput, MergeRequest, MergeSettings
+from ..config import LoraInput, MergeRequest, MergeSettings, card_option, report_option
 from ..errors import ConfigError, Interrupted, OutputError, ZipLoraError
 from ..hosts import Host, Progress
-from ..library.card import with_card
-from ..progress import Part, units_of
+from ..options import option
+from ..progress import SubProgress, units_of
 from ..report.report import MergeReport
-from .merge import check, run
+from .merge import run
+from .prepare import PreparedMerge, prepare
 
 log = logging.getLogger(__name__)
 
-Finish = Callable[[MergeReport, Host], MergeReport]
+Finish = Callable[[MergeRequest, MergeReport], MergeReport]
 State = Literal["ready", "exists", "refused", "done", "failed", "interrupted", "left"]
 SUBJECT, STYLE = "{subject}", "{style}"
 NAMES = f"{SUBJECT}_{STYLE}"
@@ -34,24 +35,29 @@ STOPPED = "It was not begun: the matrix was stopped before."
 
 @dataclass(frozen=True)
 class MatrixRequest:
-    """Which subjects and styles are to be merged, each with each.
+    """Which subjects and styles are to be merged, each with each; the same object for every front end."""
 
-    Attributes:
-        subjects: at least one.
-        styles: at least one.
-        names: what the merges are called; ``{subject}`` and ``{style}`` stand for the LoRAs' names.
-        overwrite: replace files of those names; without it their pairs are left out.
-        settings: of every merge; without a combined prompt each pair gets one of its own, made of its
-            two prompts.
-        report: as in ``MergeRequest``.
-    """
-
-    subjects: tuple[LoraInput, ...]
-    styles: tuple[LoraInput, ...]
-    names: str = NAMES
-    overwrite: bool = False
-    settings: MergeSettings = field(default_factory=MergeSettings)
-    report: bool = False
+    subjects: tuple[LoraInput, ...] = option(
+        MISSING, "Subjects", "LoRAs of subjects, each once", known={"role": "subject"}, flag="-"
+    )
+    styles: tuple[LoraInput, ...] = option(
+        MISSING, "Styles", "LoRAs of styles, each once", known={"role": "style"}, flag="-"
+    )
+    names: str = option(
+        NAMES,
+        "Names of the merges",
+        "Names of the merged LoRAs; {subject} and {style} stand for the LoRAs' names",
+        flag="-o --output",
+    )
+    overwrite: bool = option(
+        False, "Overwrite", "Replace merges that exist; otherwise they are left out", flag="--force"
+    )
+    settings: MergeSettings = option(
+        MergeSettings, "Settings", "Of every merge; without a combined prompt each pair gets one of its own"
+    )
+    report: bool = report_option()
+    card: bool = card_option()
+    sheet: bool = option(False, "Sheet", "Draw a sheet with a picture of every merge", flag="-")
 
     def __post_init__(self) -> None:
         for role, loras, sign in (("subject", self.subjects, SUBJECT), ("style", self.styles, STYLE)):
@@ -71,6 +77,7 @@ class MatrixRequest:
             dataclasses.replace(
                 MergeRequest.pair(subject, style, self._name(subject, style), self.overwrite, self.settings),
                 report=self.report,
+                card=self.card,
             )
             for subject, style in itertools.product(self.subjects, self.styles)
         ]
@@ -93,6 +100,7 @@ class Cell:
         sentence: why it is refused, failed or not made; or "".
         report: of its merge, once it is done.
         seconds: that it took.
+        prepared: what is known of its merge, while it is ready.
     """
 
     request: MergeRequest
@@ -100,6 +108,7 @@ class Cell:
     sentence: str = ""
     report: MergeReport | None = None
     seconds: float = 0.0
+    prepared: PreparedMerge | None = field(default=None, repr=False, compare=False)
 
     @property
     def subject(self) -> str:
@@ -124,7 +133,15 @@ class Cell:
         }
 
 
-def plan(matrix: MatrixRequest, host: Host) -> list[Cell]:
+@dataclass(frozen=True)
+class PreparedMatrix:
+    """A matrix that was looked at: every pair, in its order, and what is known of it."""
+
+    request: MatrixRequest
+    cells: tuple[Cell, ...]
+
+
+def prepare_matrix(matrix: MatrixRequest, host: Host) -> PreparedMatrix:
     """Look at every pair before any is merged; reads headers alone.
 
     Raises:
@@ -132,17 +149,16 @@ def plan(matrix: MatrixRequest, host: Host) -> list[Cell]:
     """
     pairs = matrix.pairs()
     _require_different_names(pairs)
-    return [_planned(request, host) for request in pairs]
+    return PreparedMatrix(matrix, tuple(_prepared(request, host) for request in pairs))
 
 
-def check_matrix(matrix: MatrixRequest, host: Host) -> None:
-    """Refuse a matrix of which no pair can be merged: call it before queueing.
+def require_ready(prepared: PreparedMatrix) -> None:
+    """Refuse a matrix of which no pair can be merged.
 
     Raises:
-        ConfigError: two pairs have one name.
-        ZipLoraError: what keeps the first pair from being merged, where there is none that can be.
+        ZipLoraError: what keeps the first pair from being merged.
     """
-    cells = plan(matrix, host)
+    cells = prepared.cells
     if any(cell.state == "ready" for cell in cells):
         return
     if all(cell.state == "exists" for cell in cells):
@@ -155,11 +171,11 @@ def check_matrix(matrix: MatrixRequest, host: Host) -> None:
 
 
 def run_matrix(
-    matrix: MatrixRequest,
+    matrix: PreparedMatrix | MatrixRequest,
     host: Host,
     on_event: Callable[[Progress], None] | None = None,
     on_cell: Callable[[Cell], None] | None = None,
-    finish: Finish = with_card,
+    finish: Finish | None = None,
 ) -> list[Cell]:
     """Merge every pair that can be; one that fails doesn't stop the others.
 
@@ -167,7 +183,7 @@ def run_matrix(
     after it. What was finished before stays.
 
     Args:
-        matrix: what to merge.
+        matrix: what to merge; a request is prepared first.
         host: as in ``run``.
         on_event: told of every step of the whole.
         on_cell: told of every pair that has ended.
@@ -175,19 +191,18 @@ def run_matrix(
 
     Returns:
         Every pair, in its order, and how it ended.
-
-    Raises:
-        ConfigError: two pairs have one name.
     """
-    cells = plan(matrix, host)
+    prepared = prepare_matrix(matrix, host) if isinstance(matrix, MatrixRequest) else matrix
+    cells = list(prepared.cells)
     units = [units_of(cell.request) if cell.state == "ready" else 0 for cell in cells]
     ready, begun, stopped = sum(map(bool, units)), 0, False
     for index, cell in enumerate(cells):
         if cell.state == "ready":
             begun += 1
             words = f"{begun} of {ready}, {cell.request.output}: "
-            part = Part(sum(units[:index]), sum(units), words)
-            cells[index] = _left(cell) if stopped else _made(cell, host, on_event, part, finish)
+            part = SubProgress(sum(units[:index]), sum(units), words)
+            stopped = stopped or host.interrupted()
+            cells[index] = _left(cell) if stopped else _merged(cell, host, on_event, part, finish)
             stopped = stopped or host.interrupted() or host.finish_requested()
         if on_cell is not None:
             on_cell(cells[index])
@@ -203,12 +218,11 @@ def _require_different_names(pairs: Sequence[MergeRequest]) -> None:
             raise ConfigError(f"{both} would both be called {request.output}. Choose each LoRA once.")
 
 
-def _planned(request: MergeRequest, host: Host) -> Cell:
+def _prepared(request: MergeRequest, host: Host) -> Cell:
     try:
         if not request.overwrite and host.output_path(request.output).exists():
             return Cell(request, "exists", "Its file exists already and is kept.")
-        check(request, host)
-        return Cell(request)
+        return Cell(request, prepared=prepare(request, host))
     except ZipLoraError as error:
         return Cell(request, "refused", str(error))
 
@@ -217,16 +231,19 @@ def _left(cell: Cell) -> Cell:
     return dataclasses.replace(cell, state="left", sentence=STOPPED)
 
 
-def _made(
-    cell: Cell, host: Host, on_event: Callable[[Progress], None] | None, part: Part, finish: Finish
+def _merged(
+    cell: Cell,
+    host: Host,
+    on_event: Callable[[Progress], None] | None,
+    part: SubProgress,
+    finish: Finish | None,
 ) -> Cell:
     """A pair that was merged, or why it was not; never raises."""
-    if host.interrupted():
-        return _left(cell)
     started = time.monotonic()
     state: State
     try:
-        report = finish(run(cell.request, host, on_event, part), host)
+        report = run(cell.prepared or cell.request, host, on_event, part)
+        report = finish(cell.request, report) if finish else report
         return dataclasses.replace(cell, state="done", report=report, seconds=report.seconds)
     except Interrupted as stop:
         state, sentence = "interrupted", str(stop)

@@ -7,10 +7,11 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from ..errors import IncompatibleError
+from ..file_cache import cached_by_stat
 from ..lora.algebra import column_overlap, pair
 from ..lora.blocks import KINDS, Place, network_order, place_of
 from ..lora.io.read import read_lora
@@ -53,22 +54,24 @@ class Overlap:
         there = {kind for _, kind in self.places}
         return tuple(kind for kind in KINDS if kind in there)
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, the places as a list."""
+        figures = {name: getattr(self, name) for name in ("mean", "chance", "measured", "common")}
+        places = [
+            {"block": block, "kind": kind, "overlap": value} for (block, kind), value in self.places.items()
+        ]
+        return {**figures, "places": places}
 
-def overlap_of(files: Sequence[Path]) -> Overlap:
+
+@cached_by_stat(64)
+def overlap_of(*files: Path) -> Overlap:
     """Compare LoRA files; what was found is remembered until one of them changes.
 
     Raises:
         ZipLoraError: one can't be read, or their shapes differ.
-        OSError: one is gone.
     """
-    stats = [file.stat() for file in files]
-    return _remembered(tuple((f, s.st_mtime_ns, s.st_size) for f, s in zip(files, stats, strict=True)))
-
-
-@lru_cache(maxsize=64)
-def _remembered(files: tuple[tuple[Path, int, int], ...]) -> Overlap:
     with memory_in_words():
-        return measure([read_lora(file) for file, _, _ in files])
+        return measure([read_lora(file) for file in files])
 
 
 def measure(loras: Sequence[Lora]) -> Overlap:

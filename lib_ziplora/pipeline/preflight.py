@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ..config import MergeRequest, parse_rank
 from ..errors import ZipLoraError
 from ..hosts import Host, KnowsSize
-from ..lora.io.inspect import inspect_header
-from ..lora.io.size import FileShapes, expected_size, file_shapes
+from ..lora.io.inspect import LoraHeader
+from ..lora.io.size import FileShapes, expected_size
 from ..plots import counted
 from ..training.memory import Foreseen, foreseen_memory
-from .inputs import prompt_remarks, require_different, settled, target_of, with_prompt
 from .overlap import Overlap, overlap_of
-from .split import split_targets
-from .weights import check_readable
+from .prepare import examine, prompt_remarks
 
 APART = 1.5
 """Up to so many times the overlap of chance, LoRAs count as apart."""
@@ -39,6 +38,7 @@ class Preflight:
         overlap: how much they get in each other's way; None where it can't be told.
         advice: a sentence about what to do, or "".
         memory: bytes that learning will take beside the checkpoint, roughly; None where nothing is learnt.
+        seconds: that it will take, where one of its kind was made here.
     """
 
     names: tuple[str, ...]
@@ -50,6 +50,14 @@ class Preflight:
     overlap: Overlap | None = None
     advice: str = ""
     memory: int | None = None
+    seconds: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        found = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
+        lists = {name: list(found[name]) for name in ("names", "problems", "remarks")}
+        overlap = self.overlap.to_json() if self.overlap else None
+        return {**found, **lists, "single_layers": dict(self.single_layers), "overlap": overlap}
 
 
 def preflight(request: MergeRequest, host: Host) -> Preflight:
@@ -58,22 +66,26 @@ def preflight(request: MergeRequest, host: Host) -> Preflight:
     The overlap takes a second or two the first time and is remembered; the rest takes a moment.
     """
     names = tuple(Path(chosen.lora).stem for chosen in request.loras)
-    files, problems = _files(request, host)
-    problems += _refusals(request, host, files)
-    if len(files) < len(request.loras):
+    found = examine(request, host)
+    problems = [str(problem) for problem in found.problems]
+    if len(found.files) < len(request.loras):
         return Preflight(names, _different(problems))
-    shapes = [file_shapes(file) for file in files]
+    headers, shapes = [one.header for one in found.inspected], [one.shapes for one in found.inspected]
     common, single = _paired(request, shapes)
-    overlap, refusal = _overlap(files)
-    if refusal:
-        problems.append(refusal)
-    memory = _memory(request, host, shapes)
+    overlap = None
+    if not any(header.relative_family for header in headers):
+        try:
+            overlap = overlap_of(*found.files)
+        except ZipLoraError as error:
+            problems.append(str(error))
     if overlap and overlap.obstacle and request.settings.method != "direct":
         problems.append(overlap.obstacle)
+    remarks = prompt_remarks(found.request) if request.settings.method != "direct" else []
+    memory = _memory(request, host, shapes)
     return Preflight(
         names,
         _different(problems),
-        (*_prompt_remarks(request, host), *_remarks(files, overlap), *([memory.words] if memory else [])),
+        (*remarks, *_remarks(headers, overlap), *([memory.words] if memory else [])),
         common,
         single,
         _size(request, shapes),
@@ -83,43 +95,8 @@ def preflight(request: MergeRequest, host: Host) -> Preflight:
     )
 
 
-def _refusal(check: Callable[[], object]) -> list[str]:
-    try:
-        check()
-    except ZipLoraError as error:
-        return [str(error)]
-    return []
-
-
 def _different(sentences: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(sentences))
-
-
-def _files(request: MergeRequest, host: Host) -> tuple[list[Path], list[str]]:
-    """The readable files, and what is wrong with the others."""
-    files, problems = [], []
-    for chosen in request.loras:
-        try:
-            path = host.resolve(chosen.lora)
-            check_readable(path, host)
-            files.append(path)
-        except ZipLoraError as error:
-            problems.append(str(error))
-    return files, problems
-
-
-def _refusals(request: MergeRequest, host: Host, files: Sequence[Path]) -> list[str]:
-    """Everything else that would keep the merge from being made."""
-    checks: list[Callable[[], object]] = [
-        partial(target_of, request, host),
-        partial(split_targets, request, host),
-    ]
-    if len(files) == len(request.loras):
-        checks.append(partial(require_different, request, files))
-    if request.settings.method != "direct":
-        checks += [partial(with_prompt, chosen, host) for chosen in request.loras]
-        checks.append(host.check)
-    return [sentence for check in checks for sentence in _refusal(check)]
 
 
 def _paired(request: MergeRequest, shapes: Sequence[FileShapes]) -> tuple[int, dict[str, int]]:
@@ -128,18 +105,6 @@ def _paired(request: MergeRequest, shapes: Sequence[FileShapes]) -> tuple[int, d
     owners = {name: sum(name in names for names in owned) for names in owned for name in names}
     single = [sum(owners[name] == 1 for name in names) for names in owned]
     return sum(count > 1 for count in owners.values()), dict(zip(request.labels, single, strict=True))
-
-
-def _overlap(files: Sequence[Path]) -> tuple[Overlap | None, str]:
-    """The overlap of files that can be read without a checkpoint, or why they don't fit."""
-    if any(inspect_header(file).relative_family for file in files):
-        return None, ""
-    try:
-        return overlap_of(files), ""
-    except ZipLoraError as error:
-        return None, str(error)
-    except OSError as error:
-        return None, f"A LoRA can't be read ({error.strerror}). Refresh the list."
 
 
 def _size(request: MergeRequest, shapes: Sequence[FileShapes]) -> int | None:
@@ -160,9 +125,9 @@ def _size(request: MergeRequest, shapes: Sequence[FileShapes]) -> int | None:
     return expected_size(sources, settings.precision, parse_rank(settings.rank), extras, name=request.output)
 
 
-def _remarks(files: Sequence[Path], overlap: Overlap | None) -> list[str]:
+def _remarks(headers: Sequence[LoraHeader], overlap: Overlap | None) -> list[str]:
     found = []
-    for header in map(inspect_header, files):
+    for header in headers:
         if header.relative_family:
             found.append(
                 f"{header.name} can only be read together with the checkpoint, so its overlap is not measured here."
@@ -175,15 +140,6 @@ def _remarks(files: Sequence[Path], overlap: Overlap | None) -> list[str]:
     if overlap and overlap.measured < overlap.common:
         found.append(f"The overlap is that of {counted(overlap.measured, 'layer')}, some of every block.")
     return found
-
-
-def _prompt_remarks(request: MergeRequest, host: Host) -> list[str]:
-    if request.settings.method == "direct":
-        return []
-    try:
-        return prompt_remarks(settled(request, host))
-    except ZipLoraError:
-        return []
 
 
 def _memory(request: MergeRequest, host: Host, shapes: Sequence[FileShapes]) -> Foreseen | None:

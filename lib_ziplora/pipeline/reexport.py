@@ -1,53 +1,69 @@
-"""A merge written again with other strengths, rank or precision: nothing is learnt, nothing drawn."""
+"""Re-export: a merge written again with other strengths, rank or precision, from its saved coefficients."""
 
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass
+from typing import Any, get_args
 
-from ..config import ROLES, MergeRequest, MergeSettings, Role, check_weight, settings_from
+from ..config import (
+    LARGEST_WEIGHT,
+    ROLES,
+    MergeRequest,
+    MergeSettings,
+    Precision,
+    Role,
+    card_option,
+    check_weight,
+    output_option,
+    overwrite_option,
+    report_option,
+    setting_fields,
+    settings_from,
+)
 from ..errors import ConfigError, LoraFileError
-from ..hosts import Host, Progress
-from ..lora.io.inspect import inspect_header
+from ..hosts import CheckpointInfo, Host
 from ..lora.io.sidecar import damaged
-from ..progress import Meter, file_units
-from ..report.report import SUMMARY, MergeReport
+from ..options import option
 from ..report.saved import SavedMerge, find_sources, read_saved, saved_path
-from .inputs import Inputs, read_inputs, target_of
-from .split import split_targets
-from .weights import check_readable
-from .write import Result, write
+from .inputs import Inputs
+from .prepare import Examination, PreparedMerge, add_file, check_outputs
+from .write import Result, TextLayers
+
+MERGED = (
+    "Name of a merged LoRA with its coefficients (NAME.ziplora) beside it, or its file where paths are taken"
+)
+
+
+def _weights(role: Role) -> Any:
+    return option(
+        (),
+        f"Strengths of the {role}s",
+        f"What each {role} brings is multiplied by these, in the order of the merge; 1, also where there is "
+        "none, leaves it as it was merged",
+        minimum=-LARGEST_WEIGHT,
+        maximum=LARGEST_WEIGHT,
+        flag=f"--{role}-weight",
+    )
 
 
 @dataclass(frozen=True)
 class ReexportRequest:
-    """What to write again, and how; the same object for every front end.
+    """What to write again, and how; the same object for every front end."""
 
-    Attributes:
-        source: the merged LoRA's name (a path where the host allows it).
-        output: name of the new LoRA, as in ``MergeRequest``.
-        overwrite: replace a file of that name.
-        subject_weights: what the learnt deltas of each subject are multiplied by, in the order of the
-            merge; 1, also where there is none, leaves it as it was merged.
-        style_weights: the same of the styles.
-        rank: as in ``MergeSettings``; "" is that of the merge.
-        precision: as in ``MergeSettings``; "" is that of the merge.
-        split: write each LoRA's part as a file too.
-        report: as in ``MergeRequest``.
-    """
-
-    source: str
-    output: str
-    overwrite: bool = False
-    subject_weights: tuple[float, ...] = ()
-    style_weights: tuple[float, ...] = ()
-    rank: str = ""
-    precision: str = ""
-    split: bool = False
-    report: bool = False
+    source: str = option(MISSING, "Merged LoRA", MERGED, flag="source")
+    output: str = output_option()
+    overwrite: bool = overwrite_option()
+    subject_weights: tuple[float, ...] = _weights("subject")
+    style_weights: tuple[float, ...] = _weights("style")
+    rank: str = option("", "Rank", f"{setting_fields()['rank'].help}. None: as merged")
+    precision: str = option(
+        "", "Precision", f"{setting_fields()['precision'].help}. None: as merged", choices=get_args(Precision)
+    )
+    split: bool = option(False, setting_fields()["split"].label, setting_fields()["split"].help)
+    report: bool = report_option()
+    card: bool = card_option()
 
     def __post_init__(self) -> None:
         if not self.source:
@@ -71,61 +87,16 @@ class ReexportRequest:
         return settings_from({**dataclasses.asdict(merged), **wanted, "split": self.split})
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """A saved merge, where it was read from, and as what it is to be written again."""
+def prepare_reexport(request: ReexportRequest, host: Host) -> PreparedMerge:
+    """Find out what can be known of a re-export before a tensor is read; refuse what can't be done.
 
-    saved: SavedMerge
-    path: Path
-    strengths: tuple[float, ...]
-    merge: MergeRequest
-
-
-def check_reexport(request: ReexportRequest, host: Host) -> None:
-    """Refuse what ``reexport`` would refuse, without writing: call it before queueing.
+    With every weight 1 and the merge's own rank and precision the tensors will be those of the merge. The
+    host's checkpoint is needed only for LoRAs that can't be read without one.
 
     Raises:
-        ZipLoraError: the same errors, in the same words.
+        ZipLoraError: the merge, its coefficients or a LoRA that it was made of is gone or has changed; the
+            new name can't be used; in the user's words.
     """
-    _files(_plan(request, host), host)
-
-
-def reexport(
-    request: ReexportRequest, host: Host, on_event: Callable[[Progress], None] | None = None
-) -> MergeReport:
-    """Write a merge again from its saved coefficients and the LoRAs that it was made of.
-
-    With every weight 1 and the merge's own rank and precision the tensors are those of the merge.
-    The new file has its coefficients beside it too.
-
-    Args:
-        request: the merge, the new name, and what is to be different.
-        host: where the LoRAs are installed; its checkpoint is needed only for LoRAs that can't be
-            read without one. Its lock is the caller's business, as in ``run``.
-        on_event: told of every step.
-
-    Raises:
-        ZipLoraError: in the user's words; nothing was written then.
-    """
-    started = time.monotonic()
-    plan = _plan(request, host)
-    files = _files(plan, host)
-    meter = Meter(host, on_event, file_units(len(files)))
-    inputs = read_inputs(plan.merge, files, target_of(plan.merge, host), host, meter)
-    _require_fit(plan, inputs)
-    result = Result(
-        inputs,
-        plan.saved.coefficients,
-        figures={name: plan.saved.summary[name] for name in SUMMARY if name in plan.saved.summary},
-        checkpoint=plan.saved.checkpoint,
-        warnings=tuple(_other_checkpoint(plan, files, host)),
-        origin={"of": plan.path.stem, "weights": list(plan.strengths)},
-        history=plan.saved.history,
-    )
-    return write(result, host, meter, started)
-
-
-def _plan(request: ReexportRequest, host: Host) -> _Plan:
     path = saved_path(request.source, host)
     saved = read_saved(path)
     strengths = _strengths(request, saved, path.stem)
@@ -134,8 +105,33 @@ def _plan(request: ReexportRequest, host: Host) -> _Plan:
         for lora, strength in zip(saved.loras, strengths, strict=True)
     )
     settings = request.settings(saved.settings)
-    merge = MergeRequest(loras, request.output, request.overwrite, settings, request.report)
-    return _Plan(saved, path, strengths, merge)
+    found = Examination(
+        MergeRequest(loras, request.output, request.overwrite, settings, request.report, request.card)
+    )
+    check_outputs(found, host)
+    if not found.problems:
+        for file in find_sources(saved, path, host):
+            add_file(found, file, host)
+    return dataclasses.replace(found.prepared(), saved=saved, origin=(path, strengths))
+
+
+def saved_result(
+    prepared: PreparedMerge, saved: SavedMerge, inputs: Inputs, text: TextLayers, host: Host
+) -> Result:
+    """A saved merge that only needs to be written again: nothing is learnt, nothing drawn.
+
+    Raises:
+        LoraFileError: a file was changed meanwhile, or a layer has no coefficients.
+    """
+    for lora, source in zip(inputs.loras, saved.sources, strict=True):
+        if lora.sha256 != source.sha256:
+            raise LoraFileError(f"{lora.name} was changed while it was read. Try again.")
+    for lora, vectors in zip(inputs.loras, saved.coefficients, strict=False):
+        if set(vectors) != set(lora.unet_layers()):
+            raise damaged(prepared.origin[0] if prepared.origin else prepared.sidecar)
+    warnings = _other_checkpoint(prepared.relative, saved.checkpoint, host)
+    learnt = saved.learnt()
+    return Result(inputs, text, saved.coefficients, saved.checkpoint, learnt, warnings, saved.history)
 
 
 def _strengths(request: ReexportRequest, saved: SavedMerge, name: str) -> tuple[float, ...]:
@@ -152,33 +148,11 @@ def _strengths(request: ReexportRequest, saved: SavedMerge, name: str) -> tuple[
     return tuple(next(left[lora.role]) for lora in saved.loras)
 
 
-def _files(plan: _Plan, host: Host) -> list[Path]:
-    """The LoRAs' files, once everything that can be known beforehand is in order."""
-    target_of(plan.merge, host)
-    split_targets(plan.merge, host)
-    files = find_sources(plan.saved, plan.path, host)
-    for file in files:
-        check_readable(file, host)
-    return files
-
-
-def _require_fit(plan: _Plan, inputs: Inputs) -> None:
-    """The files are those that were found, and every layer that was learnt has its coefficients."""
-    for lora, source in zip(inputs.loras, plan.saved.sources, strict=True):
-        if lora.sha256 != source.sha256:
-            raise LoraFileError(f"{lora.name} was changed while it was read. Try again.")
-    for lora, vectors in zip(inputs.loras, plan.saved.coefficients, strict=False):
-        if set(vectors) != set(lora.unet_layers()):
-            raise damaged(plan.path)
-
-
-def _other_checkpoint(plan: _Plan, files: Sequence[Path], host: Host) -> list[str]:
+def _other_checkpoint(relative: Sequence[str], then: CheckpointInfo, host: Host) -> tuple[str, ...]:
     """A sentence where LoRAs that can't be read without a checkpoint are read with another one."""
-    relative = [file.stem for file in files if inspect_header(file).relative_family]
-    then = plan.saved.checkpoint
     if not relative or host.checkpoint() == then:
-        return []
-    return [
+        return ()
+    return (
         f"{', '.join(relative)} can only be read together with a checkpoint: {then.name} when it was merged, "
-        f"{host.checkpoint().name} now. Where the two differ, so does the file."
-    ]
+        f"{host.checkpoint().name} now. Where the two differ, so does the file.",
+    )

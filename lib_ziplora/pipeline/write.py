@@ -6,26 +6,32 @@ import dataclasses
 import hashlib
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..hosts import CheckpointInfo, Host
 from ..lora.algebra import Vectors, merge_layers
 from ..lora.io.atomic import atomic_writes
 from ..lora.io.metadata import merged_metadata
-from ..lora.io.sidecar import sidecar_path, write_sidecar
+from ..lora.io.sidecar import write_sidecar
 from ..lora.io.write import write_unnamed
 from ..lora.layer import Approximation, LoraLayer
 from ..progress import Meter
 from ..report.files import reported
-from ..report.report import SUMMARY, MergeReport
+from ..report.report import LOSSES, SUMMARY, MergeReport
 from ..report.saved import SavedMerge, Source
+from ..training.learnt import PLAIN_SUM, Learnt
 from .inputs import Inputs
 from .layers import at_rank, converted_warning, extras_warnings, rank_error
-from .split import split_targets
+from .prepare import PreparedMerge
 
-ENDS = ("loss_start", "loss_end", "heldout_loss_start", "heldout_loss_end")
+
+@dataclass(frozen=True)
+class TextLayers:
+    """The text-encoder layers of the file to be written, and what their rank has cost."""
+
+    layers: dict[str, LoraLayer]
+    lost: list[Approximation]
 
 
 @dataclass(frozen=True)
@@ -34,46 +40,36 @@ class Result:
 
     Attributes:
         inputs: what it is made of.
+        text: its text-encoder layers.
         coefficients: of each LoRA; none of a plain sum.
-        figures: those fields of the report that are known already.
         checkpoint: what it was merged against.
+        learnt: figures of the learning.
         warnings: sentences about how it went.
-        origin: of a merge that is exported again, what it is made of.
         history: figures of every update.
     """
 
     inputs: Inputs
+    text: TextLayers
     coefficients: tuple[Vectors, ...]
-    figures: Mapping[str, Any] = field(default_factory=dict)
-    checkpoint: CheckpointInfo = field(default_factory=lambda: CheckpointInfo("", ""))
+    checkpoint: CheckpointInfo
+    learnt: Learnt = PLAIN_SUM
     warnings: tuple[str, ...] = ()
-    origin: Mapping[str, Any] = field(default_factory=dict)
     history: tuple[Mapping[str, float], ...] = ()
 
 
-def text_layers(inputs: Inputs) -> tuple[dict[str, LoraLayer], list[Approximation]]:
-    """The text-encoder layers of the file to be written, and what their rank has cost."""
-    return at_rank(merge_layers(inputs.text_layers(), inputs.weights), inputs.request.settings.rank)
+def text_layers(inputs: Inputs) -> TextLayers:
+    """The text-encoder layers of each LoRA that gives any, merged, at the rank of the file."""
+    return TextLayers(
+        *at_rank(merge_layers(inputs.text_layers(), inputs.weights), inputs.request.settings.rank)
+    )
 
 
-def merged_layers(
-    inputs: Inputs, coefficients: tuple[Vectors, ...]
-) -> tuple[dict[str, LoraLayer], list[Approximation]]:
-    """Every layer of the file: the UNet's by its coefficients, the text encoders' as chosen.
-
-    And the layers that their rank has cost something.
-    """
-    unet = merge_layers([lora.unet_layers() for lora in inputs.loras], inputs.weights, coefficients)
-    smaller, lost = at_rank(unet, inputs.request.settings.rank)
-    text, text_lost = text_layers(inputs)
-    return {**smaller, **text}, lost + text_lost
-
-
-def write(result: Result, host: Host, meter: Meter, started: float) -> MergeReport:
+def write(result: Result, prepared: PreparedMerge, host: Host, meter: Meter, started: float) -> MergeReport:
     """Write the merged file, its coefficients and, where asked for, each LoRA's part: all or none.
 
     Args:
         result: what to write.
+        prepared: where to.
         host: told of every LoRA that was written.
         meter: told that writing begins, and that all is done.
         started: when the run began, on the monotonic clock.
@@ -82,44 +78,40 @@ def write(result: Result, host: Host, meter: Meter, started: float) -> MergeRepo
         OutputError: one of them can't be written; every file is then what it was.
         Interrupted: the user asked for it.
     """
-    inputs = result.inputs
-    layers, lost = merged_layers(inputs, result.coefficients)
-    parts = split_targets(inputs.request, host)
-    side = sidecar_path(inputs.target)
-    report = _report(result, layers)
-    report = dataclasses.replace(
-        report,
-        rank_error=rank_error(layers, lost),
-        split=tuple(path.stem for path in parts),
-        sidecar=side.name,
-    )
-    saved = _saved(result, report)
+    inputs, request = result.inputs, result.inputs.request
+    unet = merge_layers([lora.unet_layers() for lora in inputs.loras], inputs.weights, result.coefficients)
+    smaller, lost = at_rank(unet, request.settings.rank)
+    layers = {**smaller, **result.text.layers}
+    output, side, parts = prepared.output, prepared.sidecar, prepared.parts
+    report = _report(result, prepared, layers, rank_error(layers, lost + result.text.lost))
+    saved = _saved(result)
     packed = saved.pack()
     note = {"file": side.name, "sha256": hashlib.sha256(packed).hexdigest()}
-    recipe = {**_recipe(result, report), "coefficients": note}
-    metadata = merged_metadata(report.name, layers, inputs.loras, recipe)
-    files = (*parts, side, inputs.target)
-    with atomic_writes(files, inputs.request.overwrite) as (*hidden_parts, hidden_side, hidden):
+    recipe = _recipe(result, prepared, report)
+    metadata = merged_metadata(report.name, layers, inputs.loras, {**recipe, "coefficients": note})
+    with atomic_writes((*parts, side, output), request.overwrite) as (*hidden_parts, hidden_side, hidden):
         for index, path in enumerate(parts):
-            _write_part(result, report, index, path, hidden_parts[index])
+            _write_part(result, index, path, hidden_parts[index], recipe)
         write_sidecar(hidden_side, packed)
-        meter.enter("writing", f"Writing {inputs.target.name}")
+        meter.enter("writing", f"Writing {output.name}")
         meter.stop_if_interrupted()
-        model_hash = _write_lora(inputs, hidden, inputs.target, layers, metadata)
-    for path in (*parts, inputs.target):
+        model_hash = _write_lora(inputs, hidden, output, layers, metadata)
+    for path in (*parts, output):
         host.refresh(path)
-    seconds = time.monotonic() - started
-    meter.finish(f"Wrote {inputs.target.name} in {seconds:.0f} s")
-    done = dataclasses.replace(report, model_hash=model_hash, seconds=round(seconds, 2))
-    return reported(done, saved, inputs.target, inputs.request.report)
+    seconds = round(time.monotonic() - started, 2)
+    meter.finish(f"Wrote {output.name} in {seconds:.0f} s")
+    done = dataclasses.replace(report, model_hash=model_hash, seconds=seconds)
+    return reported(done, saved, output, request.report)
 
 
-def _write_part(result: Result, report: MergeReport, index: int, path: Path, temporary: Path) -> None:
-    """One LoRA's part as a file of its own."""
+def _write_part(
+    result: Result, index: int, path: Path, temporary: Path, recipe: Mapping[str, object]
+) -> None:
+    """One LoRA's part as a file of its own; parts are whole, so their rank is exact."""
     part = result.inputs.alone(index)
-    layers, _ = merged_layers(part, result.coefficients)
-    source = (result.inputs.loras[index],)
-    metadata = merged_metadata(path.stem, layers, source, _recipe(result, report))
+    unet = merge_layers([lora.unet_layers() for lora in part.loras], part.weights, result.coefficients)
+    layers = {**unet, **text_layers(part).layers}
+    metadata = merged_metadata(path.stem, layers, (result.inputs.loras[index],), recipe)
     _write_lora(part, temporary, path, layers, metadata)
 
 
@@ -131,7 +123,7 @@ def _write_lora(
     return write_unnamed(temporary, file, layers, metadata, request.settings.precision, extras)
 
 
-def _saved(result: Result, report: MergeReport) -> SavedMerge:
+def _saved(result: Result) -> SavedMerge:
     """What the file beside the merged one holds."""
     inputs = result.inputs
     return SavedMerge(
@@ -140,12 +132,14 @@ def _saved(result: Result, report: MergeReport) -> SavedMerge:
         sources=tuple(Source(lora.name, lora.sha256, lora.size) for lora in inputs.loras),
         coefficients=result.coefficients,
         checkpoint=result.checkpoint,
-        summary={name: getattr(report, name) for name in SUMMARY},
+        summary={name: getattr(result.learnt, name) for name in SUMMARY},
         history=result.history,
     )
 
 
-def _report(result: Result, layers: Mapping[str, LoraLayer]) -> MergeReport:
+def _report(
+    result: Result, prepared: PreparedMerge, layers: Mapping[str, LoraLayer], rank_error: float
+) -> MergeReport:
     inputs, settings = result.inputs, result.inputs.request.settings
     unknown = {lora.name: lora.unknown for lora in inputs.loras if lora.unknown}
     warnings = [
@@ -159,30 +153,34 @@ def _report(result: Result, layers: Mapping[str, LoraLayer]) -> MergeReport:
         warnings.append("The LoRAs have no layer in common: the file holds them side by side.")
     single = [len(names) for names in inputs.pairing.single]
     return MergeReport(
-        output=str(inputs.target),
-        name=inputs.target.stem,
+        output=str(prepared.output),
+        name=prepared.output.stem,
         method=settings.method,
+        settings=settings,
+        learnt=result.learnt,
         common_layers=len(inputs.pairing.common),
         single_layers=dict(zip(inputs.request.labels, single, strict=True)),
         rank=max(layer.rank for layer in layers.values()),
-        model_hash="",
-        settings=settings,
+        rank_error=rank_error,
         checkpoint=result.checkpoint.name,
+        sidecar=prepared.sidecar.name,
+        split=tuple(path.stem for path in prepared.parts),
         unknown=unknown,
         warnings=tuple(warnings),
-        **{"steps": 0, **result.figures},
     )
 
 
-def _recipe(result: Result, report: MergeReport) -> dict[str, object]:
+def _recipe(result: Result, prepared: PreparedMerge, report: MergeReport) -> dict[str, object]:
     """How the file was made, for its header: inputs, settings, checkpoint, what was learnt."""
     request = result.inputs.request
-    kept = ("common_layers", "single_layers", *SUMMARY, *ENDS)
-    return {
+    layers = {"common_layers": report.common_layers, "single_layers": report.single_layers}
+    recipe: dict[str, object] = {
         "method": report.method,
         "loras": [dataclasses.asdict(lora) for lora in request.loras],
         "settings": dataclasses.asdict(request.settings),
         "checkpoint": dataclasses.asdict(result.checkpoint) if result.checkpoint.name else {},
-        "summary": {name: getattr(report, name) for name in kept},
-        **({"re_export": dict(result.origin)} if result.origin else {}),
+        "summary": {**layers, **{name: getattr(result.learnt, name) for name in (*SUMMARY, *LOSSES)}},
     }
+    if prepared.origin:
+        recipe["re_export"] = {"of": prepared.origin[0].stem, "weights": list(prepared.origin[1])}
+    return recipe

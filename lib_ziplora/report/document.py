@@ -127,15 +127,15 @@ def document(host: Host, name: str) -> Document:
 
 def figures(report: MergeReport) -> Sequence[Row]:
     """The rows of a merge's table, as (name, value); what was not measured has no row."""
-    learnt = report.steps > 0
+    learnt = report.learnt
     single = [f"{count} {label} only" for label, count in report.single_layers.items()]
     rows: list[tuple[str, str | None]] = [
-        ("Method", f"{report.method}, {counted(report.steps, 'update')}" if learnt else report.method),
-        ("Mean travel", number(report.mean_travel) if learnt else None),
-        ("Similarity", _change(report.similarity_start, report.similarity_end) if learnt else None),
-        ("Loss", _change(report.loss_start, report.loss_end)),
-        ("Held-out loss", _change(report.heldout_loss_start, report.heldout_loss_end)),
-        ("Strengths for both together", " · ".join(map(number, report.strengths)) or None),
+        ("Method", f"{report.method}, {counted(learnt.steps, 'update')}" if learnt.steps else report.method),
+        ("Mean travel", number(learnt.mean_travel) if learnt.steps else None),
+        ("Similarity", _change(learnt.similarity_start, learnt.similarity_end) if learnt.steps else None),
+        ("Loss", _change(learnt.loss_start, learnt.loss_end)),
+        ("Held-out loss", _change(learnt.heldout_loss_start, learnt.heldout_loss_end)),
+        ("Strengths for both together", " · ".join(map(number, learnt.strengths)) or None),
         ("Rank", str(report.rank)),
         ("Layers", ", ".join([f"{report.common_layers} common", *single])),
         ("Seconds", f"{report.seconds:.1f}"),

@@ -6,17 +6,19 @@ import dataclasses
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from ..config import LoraInput, MergeSettings, settings_from
 from ..errors import ConfigError, LoraFileError, OutputError
+from ..file_cache import cached_by_stat
 from ..hosts import CheckpointInfo, Host
 from ..lora.algebra import Vectors
 from ..lora.io.inspect import inspect_header
 from ..lora.io.metadata import read_recipe
 from ..lora.io.sidecar import ENDING, Sidecar, damaged, read_sidecar, sidecar_path
+from ..training.learnt import Learnt
+from .report import SUMMARY
 
 LORA_ENDING = ".safetensors"
 CHUNK = 1 << 22
@@ -54,6 +56,11 @@ class SavedMerge:
     checkpoint: CheckpointInfo
     summary: Mapping[str, float]
     history: tuple[Mapping[str, float], ...] = ()
+
+    def learnt(self) -> Learnt:
+        """The figures that are about the coefficients alone; the others are as of a plain sum."""
+        known: dict[str, Any] = {name: self.summary[name] for name in SUMMARY if name in self.summary}
+        return Learnt(**{**known, "steps": int(known.get("steps", 0))})
 
     def pack(self) -> bytes:
         """The bytes of the file that holds it."""
@@ -238,14 +245,13 @@ def _by_name(source: Source, given: str, path: Path, host: Host) -> Iterator[Pat
 
 def _has_content(file: Path, source: Source) -> bool:
     try:
-        stat = file.stat()
-        return stat.st_size == source.size and _sha256(file, stat.st_mtime_ns, stat.st_size) == source.sha256
+        return file.stat().st_size == source.size and _sha256(file) == source.sha256
     except OSError:
         return False
 
 
-@lru_cache(maxsize=64)
-def _sha256(file: Path, modified: int, size: int) -> str:
+@cached_by_stat(64)
+def _sha256(file: Path) -> str:
     """Of the whole file; read again only when it has changed."""
     digest = hashlib.sha256()
     with file.open("rb") as stream:

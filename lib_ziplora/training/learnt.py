@@ -9,18 +9,39 @@ MOVED = 0.01
 
 @dataclass(frozen=True)
 class Learnt:
-    """What the optimisation contributes to a report (see ``report.MergeReport``)."""
+    """The figures of the learning; those of a plain sum by default.
 
-    steps: int
-    mean_travel: float
-    similarity_start: float
-    similarity_end: float
-    loss_start: float | None
-    loss_end: float | None
-    heldout_loss_start: float
-    heldout_loss_end: float
-    skipped_steps: int
-    stopped_early: bool
+    Attributes:
+        steps: updates that were made.
+        mean_travel: mean distance of the coefficients from where they began (1, or the balanced strength), at
+            the end.
+        similarity_start: mean |m_a * m_b| over the pairs of LoRAs before the first update (1: the
+            plain sum).
+        similarity_end: the same after the last.
+        loss_start: all errors' sum under the chosen objective, mean over the first ten updates.
+        loss_end: the same over the last ten.
+        heldout_loss_start: the relative errors' sum of the plain sum, on samples that are not
+            trained on; 0 is perfect, 1 for each LoRA is what no LoRA at all would give.
+        heldout_loss_end: the same with the learnt coefficients.
+        skipped_steps: updates left out because a gradient was not finite.
+        stopped_early: fewer updates than asked for.
+        strengths: each LoRA's strength in the plain sum that the combined prompt's term, or the method
+            balanced, holds to; empty where neither is used.
+        subject_share: the subject's share in that sum's pictures, 1 for what the subject's LoRA draws by
+            itself and 0 for the style's; None where it was not measured.
+        plan: how the updates were made, by the memory that was free; "" where there were none.
+    """
+
+    steps: int = 0
+    mean_travel: float = 0.0
+    similarity_start: float = 1.0
+    similarity_end: float = 1.0
+    loss_start: float | None = None
+    loss_end: float | None = None
+    heldout_loss_start: float | None = None
+    heldout_loss_end: float | None = None
+    skipped_steps: int = 0
+    stopped_early: bool = False
     strengths: tuple[float, ...] = ()
     subject_share: float | None = None
     plan: str = ""
@@ -33,12 +54,17 @@ class Learnt:
                 f"The coefficients have hardly moved (mean distance from the start: {self.mean_travel:.4f}): the "
                 "result is nearly the plain sum. Raise the learning rate or the number of updates."
             )
-        if self.heldout_loss_end > self.heldout_loss_start:
+        before, after = self.heldout_loss_start, self.heldout_loss_end
+        if before is not None and after is not None and after > before:
             found.append(
                 "On samples that were not trained on, the merge is further from the LoRAs than their plain "
-                f"sum ({self.heldout_loss_end:.2f} against {self.heldout_loss_start:.2f}). "
+                f"sum ({after:.2f} against {before:.2f}). "
                 "Give it more trajectories, or use the direct method."
             )
         if self.skipped_steps:
             found.append(f"{self.skipped_steps} updates were left out because a gradient was not finite.")
         return found
+
+
+PLAIN_SUM = Learnt()
+"""The figures where nothing was learnt."""

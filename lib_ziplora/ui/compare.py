@@ -8,7 +8,8 @@ from typing import Any
 import gradio as gr
 
 from ..hosts import Draws, Host, Sampler
-from ..pictures.comparison import LARGEST_GUIDANCE, LARGEST_SIDE, MOST_SEEDS, MOST_STEPS, SIDE_STEP
+from ..hosts.pictures import LARGEST_GUIDANCE, LARGEST_SIDE, MOST_STEPS, SIDE_STEP
+from ..pictures.comparison import MOST_SEEDS
 from .comparing import COMPARE_VALUES, Comparisons
 from .compat import accepted, javascript, quiet, unsaved
 from .pickers import Controls, prefilled

@@ -14,7 +14,7 @@ from typing import Any
 from ..errors import ConfigError, ZipLoraError
 from ..hosts import Draws, Host, Sampler
 from ..library.card import write_preview
-from ..pictures.compare import check_compare, compare, merge_prompts
+from ..pictures.compare import compare, merge_prompts, prepare_compare
 from ..pictures.comparison import CompareRequest, Comparison
 from . import text
 from .handlers import Desk
@@ -93,7 +93,7 @@ class Comparisons:
         self,
         desk: Desk,
         compare: Compare = compare,
-        check: Callable[[CompareRequest, Host], None] = check_compare,
+        check: Callable[[CompareRequest, Host], object] = prepare_compare,
     ) -> None:
         self._desk, self._compare, self._check = desk, compare, check
         self._kept: OrderedDict[str, Comparison] = OrderedDict()

@@ -14,14 +14,15 @@ from ..config import MergeRequest
 from ..errors import ConfigError, ZipLoraError
 from ..hosts import Host, Progress
 from ..library.card import with_card
-from ..library.catalog import judged
+from ..library.catalog import entries_of
 from ..library.json_store import data_folder
 from ..library.merges import Steerable, steerable, steerables
 from ..library.recent import RecentMerges
-from ..library.timing import Pace
-from ..pipeline.merge import check, run
+from ..library.timing import Timing
+from ..pipeline.merge import run
 from ..pipeline.preflight import Preflight, preflight
-from ..pipeline.reexport import ReexportRequest, check_reexport, reexport
+from ..pipeline.prepare import prepare
+from ..pipeline.reexport import ReexportRequest, prepare_reexport
 from ..report.report import MergeReport
 from . import text
 from .forms import STRENGTHS, both_chosen, free_name, reexport_from, request_from, suggested_name
@@ -36,12 +37,12 @@ log = logging.getLogger(__name__)
 class Engine:
     """What the tab asks of ``job``; a test puts its own functions here."""
 
-    check: Callable[[MergeRequest, Host], None] = check
+    check: Callable[[MergeRequest, Host], object] = prepare
     run: Callable[[MergeRequest, Host, Callable[[Progress], None]], MergeReport] = run
-    judged: Judged = judged
+    judged: Judged = entries_of
     preflight: Callable[[MergeRequest, Host], Preflight] = preflight
-    check_reexport: Callable[[ReexportRequest, Host], None] = check_reexport
-    reexport: Callable[[ReexportRequest, Host, Callable[[Progress], None]], MergeReport] = reexport
+    check_reexport: Callable[[ReexportRequest, Host], object] = prepare_reexport
+    reexport: Callable[..., MergeReport] = run
     with_card: Callable[[MergeReport, Host], MergeReport] = with_card
     steerables: Callable[[Host], Sequence[str]] = steerables
     steerable: Callable[[Host, str], Steerable] = steerable
@@ -67,7 +68,7 @@ class Desk(Tickets):
         self.engine = engine or Engine()
         self.shelf = Shelf(host, self.engine.judged)
         self.recent = RecentMerges(data_folder(host))
-        self._pace = Pace(data_folder(host))
+        self._pace = Timing(data_folder(host))
 
     # Pickers
 

@@ -14,8 +14,9 @@ import gradio as gr
 from ..config import LoraInput, Role, setting_fields, settings_from
 from ..errors import Interrupted, ZipLoraError
 from ..hosts import Draws
+from ..library.card import with_card
 from ..pictures.matrix_sheet import DRAWABLE, Sheet, draw_sheet
-from ..pipeline.matrix import NAMES, Cell, MatrixRequest, check_matrix, plan, run_matrix
+from ..pipeline.matrix import NAMES, Cell, MatrixRequest, prepare_matrix, require_ready, run_matrix
 from ..plots import counted
 from . import text
 from .compat import quiet, unsaved
@@ -162,7 +163,7 @@ def _loras(lines: str | None, role: Role, weight: float | None) -> tuple[LoraInp
 def looked_at(desk: Desk, values: Sequence[Any]) -> str:
     """A box with every pair and what speaks against it."""
     try:
-        cells = plan(matrix_from(values), desk.host)
+        cells = prepare_matrix(matrix_from(values), desk.host).cells
     except ZipLoraError as error:
         return text.error(str(error))
     ready = sum(cell.state == "ready" for cell in cells)
@@ -172,9 +173,9 @@ def looked_at(desk: Desk, values: Sequence[Any]) -> str:
     )
 
 
-def prepare_matrix(desk: Desk, values: Sequence[Any]) -> tuple[str, str]:
+def admit_matrix(desk: Desk, values: Sequence[Any]) -> tuple[str, str]:
     """``admit`` the matrix that the panel's values ask for."""
-    return desk.admit(lambda: check_matrix(matrix_from(values), desk.host), IF_INTERRUPTED)
+    return desk.admit(lambda: require_ready(prepare_matrix(matrix_from(values), desk.host)), IF_INTERRUPTED)
 
 
 def work_matrix(desk: Desk, ticket: str, values: Sequence[Any]) -> Outcome:
@@ -186,7 +187,10 @@ def work_matrix(desk: Desk, ticket: str, values: Sequence[Any]) -> Outcome:
             desk.note(cell.request, cell.report)
 
     def run(follow: Follow) -> Outcome:
-        cells = run_matrix(matrix_from(values), desk.host, follow, note)
+        prepared = prepare_matrix(matrix_from(values), desk.host)
+        cells = run_matrix(
+            prepared, desk.host, follow, note, lambda _request, report: with_card(report, desk.host)
+        )
         desk.shelf.forget()
         sheet, remark = _sheet(desk, cells, follow) if wants_sheet else (None, "")
         return Outcome(result(cells, sheet, remark))

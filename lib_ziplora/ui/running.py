@@ -14,7 +14,7 @@ from .compat import javascript, quiet
 from .explain import explain_to
 from .forms import SLOTS, STEER_VALUES, value_names
 from .handlers import Desk
-from .matrix import MATRIX_VALUES, prepare_matrix, work_matrix
+from .matrix import MATRIX_VALUES, admit_matrix, work_matrix
 from .pickers import Controls, prefilled
 from .steer import steer_to
 from .tasks import Outcome
@@ -47,7 +47,7 @@ def task_events(host: Host, desk: Desk, controls: Controls) -> Any:
     _started_by(
         "matrix_run",
         MATRIX_VALUES,
-        partial(prepare_matrix, desk),
+        partial(admit_matrix, desk),
         partial(work_matrix, desk),
         host,
         controls,

@@ -76,7 +76,7 @@ class Tickets:
 
     def admit(
         self,
-        check: Callable[[], None],
+        check: Callable[[], object],
         if_interrupted: str = NOTHING_WRITTEN,
         if_finished: str = FINISHING,
     ) -> tuple[str, str]:

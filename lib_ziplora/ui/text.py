@@ -100,7 +100,7 @@ def notice(message: str, outcome: str = "notice") -> str:
 def result(report: MergeReport) -> str:
     """What was written, its key figures and its warnings."""
     file = Path(report.output)
-    early = " It stopped optimising early." if report.stopped_early else ""
+    early = " It stopped optimising early." if report.learnt.stopped_early else ""
     rows = "".join(
         f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in figures(report)
     )

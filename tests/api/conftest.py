@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from lib_ziplora import api
+from lib_ziplora.jobs.service import Service
 
 from ..support.pico_host import module_names, write_kohya
 from .support import SECONDS, LockedHost
@@ -33,7 +34,8 @@ def host(tmp_path: Path) -> Iterator[LockedHost]:
 @pytest.fixture
 def client(host: LockedHost) -> Iterator[TestClient]:
     app = FastAPI()
-    app.state.queue = queue = api.add_routes(app, host)
+    app.state.service = service = Service(host)
+    api.add_routes(app, service)
     yield TestClient(app)
     host.gate.set()
-    queue.stop(timeout=SECONDS)
+    service.stop(timeout=SECONDS)

@@ -11,7 +11,7 @@ from typing import Any
 
 from starlette.testclient import TestClient
 
-from lib_ziplora.jobs.queue import JobQueue
+from lib_ziplora.jobs.service import Service
 from lib_ziplora.names import validate_name
 
 from ..support.pico_host import PicoHost
@@ -97,5 +97,5 @@ def files(host: LockedHost) -> set[str]:
     return {path.stem for path in host.folder.iterdir()}
 
 
-def host_queue(client: TestClient) -> JobQueue:
-    return client.app.state.queue  # type: ignore[attr-defined, no-any-return]
+def host_service(client: TestClient) -> Service:
+    return client.app.state.service  # type: ignore[attr-defined, no-any-return]

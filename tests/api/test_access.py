@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 from lib_ziplora import api, cli
 from lib_ziplora.hosts import ApiAccess
 from lib_ziplora.hosts._a1111.api import access, credentials, password_check
+from lib_ziplora.jobs.service import Service
 from lib_ziplora.origins import AllowedOrigins, ServedNames, foreign_page, is_local
 
 from .support import V1, LockedHost, body
@@ -44,12 +45,13 @@ class WebHost(LockedHost):
 def test_the_webui_gives_access_as_it_does_to_its_own(host: LockedHost) -> None:
     web = WebHost(host.folder)
     app = FastAPI()
-    assert api.add_webui_routes(app, web) is None and api.add_webui_routes(app, host) is None
+    for closed in (web, host):
+        api.add_webui_routes(app, Service(closed))
     client = TestClient(app)
     assert {ask().status_code for ask in every_route(client)} == {404}
     check = Depends(password_check(credentials("ann:secret,bob:pä:ss")))
     web.access = ApiAccess((check,), AllowedOrigins(("https://studio.example",)))
-    assert api.add_webui_routes(app, web) is not None
+    api.add_webui_routes(app, Service(web))
     client = TestClient(app)
     for ask in every_route(client):
         refused = ask()
@@ -60,7 +62,6 @@ def test_the_webui_gives_access_as_it_does_to_its_own(host: LockedHost) -> None:
         foreign = {"origin": "https://evil.example"}
         assert ask(auth=("ann", "secret"), headers=foreign).status_code == 403
         assert ask(auth=("ann", "secret"), headers={"origin": "https://studio.example"}).status_code != 403
-    api.add_webui_routes(app, web).stop()  # type: ignore[union-attr]
 
 
 def test_the_webuis_flags_decide(monkeypatch: pytest.MonkeyPatch) -> None:

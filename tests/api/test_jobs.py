@@ -11,11 +11,12 @@ import torch
 from starlette.testclient import TestClient
 
 from lib_ziplora.config import LoraInput, MergeRequest, MergeSettings
-from lib_ziplora.jobs.queue import JobQueue, QueueFullError
+from lib_ziplora.jobs.queue import QueueFullError
+from lib_ziplora.jobs.service import Service
 from lib_ziplora.lora.io.read import read_lora
 
 from ..support.pico_host import module_names
-from .support import QUICK, SECONDS, V1, LockedHost, files, held, host_queue, job, submit, wait
+from .support import QUICK, SECONDS, V1, LockedHost, files, held, host_service, job, submit, wait
 
 
 def test_a_merge_becomes_a_verified_file(client: TestClient, host: LockedHost) -> None:
@@ -70,7 +71,7 @@ def test_figures_that_are_no_json_numbers_become_null(client: TestClient, host: 
     from lib_ziplora.hosts import Progress
 
     job_id = held(client, host)
-    queue_job = next(iter(host_queue(client).jobs()))
+    queue_job = next(iter(host_service(client).jobs()))
     queue_job.progress = Progress(
         "optimising", 1, 2, float("inf"), "x", {"loss": float("nan"), "travel": 0.5}
     )
@@ -114,7 +115,7 @@ def test_many_threads_submit_at_once(client: TestClient, host: LockedHost) -> No
 
 
 def test_the_last_jobs_are_remembered_and_a_full_queue_refuses(host: LockedHost) -> None:
-    queue = JobQueue(host, remembered=3)
+    queue = Service(host, remembered=3)
     sum_of = MergeSettings(method="direct")
     request = MergeRequest.pair(LoraInput("dog"), LoraInput("ink"), "x", settings=sum_of)
     with host.exclusive():
@@ -188,7 +189,7 @@ def test_finish_now_writes_what_there_is(client: TestClient, host: LockedHost) -
 
 def test_stopping_the_queue_interrupts_everything(client: TestClient, host: LockedHost) -> None:
     running, waiting = held(client, host, output="a"), submit(client, output="b")
-    host_queue(client).stop()
+    host_service(client).stop()
     host.gate.set()
     assert wait(client, running)["state"] == wait(client, waiting)["state"] == "interrupted"
     assert files(host) == {"dog", "ink", "old", "broken"}

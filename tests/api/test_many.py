@@ -13,17 +13,19 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from lib_ziplora import api
-from lib_ziplora.api.many import compare_schema, compare_task, matrix_schema, matrix_task
+from lib_ziplora.api.bodies import SCHEMAS
 from lib_ziplora.api.views import without_folders
 from lib_ziplora.errors import OutputError
 from lib_ziplora.hosts import Sampler
+from lib_ziplora.jobs.service import Service
 from lib_ziplora.lora.io.read import read_lora
+from lib_ziplora.options import from_json
 from lib_ziplora.pictures.comparison import CompareRequest
 from lib_ziplora.pipeline.matrix import MatrixRequest
 
 from ..support.drawing_host import DrawingHost
 from ..support.pico_host import module_names, write_kohya
-from .support import QUICK, SECONDS, V1, LockedHost, files, held, host_queue, job, submit, wait
+from .support import QUICK, SECONDS, V1, LockedHost, files, held, host_service, job, submit, wait
 
 DIRECT = {"method": "direct", "precision": "fp32"}
 
@@ -50,10 +52,11 @@ def host(tmp_path: Path) -> Iterator[Host]:
 @pytest.fixture
 def client(host: Host) -> Iterator[TestClient]:
     app = FastAPI()
-    app.state.queue = queue = api.add_routes(app, host)
+    app.state.service = service = Service(host)
+    api.add_routes(app, service)
     yield TestClient(app)
     host.gate.set()
-    queue.stop(timeout=SECONDS)
+    service.stop(timeout=SECONDS)
 
 
 def matrix(**changed: Any) -> dict[str, Any]:
@@ -163,7 +166,7 @@ def test_names_that_a_waiting_matrix_will_write_are_spoken_for(client: TestClien
     taken = {"subject": {"lora": "dog"}, "style": {"lora": "ink"}, "output": "Cat_Clay", "settings": DIRECT}
     answer = client.post(f"{V1}/merge", json=taken)
     assert answer.status_code == 409 and "not ended" in answer.json()["detail"]
-    host_queue(client).stop()
+    host_service(client).stop()
 
 
 def test_a_matrix_tells_how_long_the_next_merge_takes(client: TestClient) -> None:
@@ -280,19 +283,20 @@ def test_a_host_that_does_not_draw_refuses_pictures(tmp_path: Path) -> None:
     for seed, name in enumerate(("dog", "cat", "ink", "clay"), 1):
         write_kohya(tmp_path / f"{name}.safetensors", module_names(), rank=2, seed=seed)
     app = FastAPI()
-    queue, client = api.add_routes(app, LockedHost(tmp_path)), TestClient(app)
+    service, client = Service(LockedHost(tmp_path)), TestClient(app)
+    api.add_routes(app, service)
     answer = client.post(f"{V1}/matrix", json=matrix(sheet=True))
     assert answer.status_code == 409 and "Leave the sheet out" in answer.json()["detail"]
     assert client.post(f"{V1}/compare", json={"source": "dog"}).status_code == 409
-    queue.stop(timeout=SECONDS)
+    service.stop(timeout=SECONDS)
 
 
 def test_the_descriptions_have_every_field() -> None:
-    fields = set(matrix_schema()["properties"])
-    assert fields == {*MatrixRequest.__dataclass_fields__, "sheet"}
-    assert matrix_task(matrix_schema()["example"]).sheet
-    fields = set(compare_schema()["properties"])
+    described = SCHEMAS[MatrixRequest]
+    assert set(described["properties"]) == set(MatrixRequest.__dataclass_fields__)
+    assert from_json(MatrixRequest, described["example"]).sheet
+    described = SCHEMAS[CompareRequest]
     drawing = {*Sampler.__dataclass_fields__} - {"name"}
-    assert fields == {*CompareRequest.__dataclass_fields__, *drawing, "source", "preview"} - {"merged"}
-    task = compare_task(compare_schema()["example"], Sampler(steps=9))
-    assert task.comparison.seeds == 2 and task.comparison.sampler == Sampler(steps=9)
+    assert set(described["properties"]) == {*CompareRequest.__dataclass_fields__, *drawing}
+    asked = from_json(CompareRequest, described["example"], sampler=Sampler(steps=9))
+    assert asked.seeds == 2 and asked.sampler == Sampler(steps=9)

@@ -9,11 +9,12 @@ import torch
 from safetensors.torch import load_file
 from starlette.testclient import TestClient
 
-from lib_ziplora.api.bodies import reexport_request, reexport_schema
+from lib_ziplora.api.bodies import SCHEMAS
+from lib_ziplora.options import from_json
 from lib_ziplora.pipeline.reexport import ReexportRequest
 
 from ..support.pico_host import module_names, write_kohya
-from .support import QUICK, V1, LockedHost, files, host_queue, submit, wait
+from .support import QUICK, V1, LockedHost, files, host_service, submit, wait
 
 DIRECT = {"method": "direct", "precision": "fp32"}
 
@@ -53,7 +54,7 @@ def test_three_loras_are_merged_and_named(client: TestClient, host: LockedHost) 
         "subject 2",
         "style",
     }
-    assert host_queue(client).jobs()[0].request.labels == ("subject 1", "subject 2", "style")
+    assert host_service(client).jobs()[0].request.labels == ("subject 1", "subject 2", "style")
 
 
 @pytest.mark.usefixtures("cat")
@@ -126,6 +127,6 @@ def test_wrong_exports_are_refused_in_a_sentence(
 
 
 def test_the_description_has_every_field_of_an_export() -> None:
-    schema = reexport_schema()
+    schema = SCHEMAS[ReexportRequest]
     assert set(schema["properties"]) == set(ReexportRequest.__dataclass_fields__)
-    assert reexport_request(schema["example"]).style_weights == (0.6,)
+    assert from_json(ReexportRequest, schema["example"]).style_weights == (0.6,)

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from lib_ziplora import cli
-from lib_ziplora.cli.arguments import parser
-from lib_ziplora.cli.requests import parsed, request_from
+from lib_ziplora.cli import parsed
+from lib_ziplora.cli.options import merge_from
 from lib_ziplora.lora.io.read import read_lora
 
 from ..support import minixl
@@ -21,10 +21,8 @@ MONOTONE = str(minixl.STYLE.with_name("minixl_style_emojione-monotone.safetensor
 
 
 def asked(*arguments: str) -> list[tuple[str, str, str, float, tuple[str, ...]]]:
-    args = parsed(parser(), ["merge", *arguments, "-o", "x.safetensors"])
-    return [
-        (lora.role, lora.lora, lora.prompt, lora.weight, lora.images) for lora in request_from(args).loras
-    ]
+    args = parsed(["merge", *arguments, "-o", "x.safetensors"])
+    return [(lora.role, lora.lora, lora.prompt, lora.weight, lora.images) for lora in merge_from(args).loras]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from lib_ziplora.errors import HostError, Interrupted
 from lib_ziplora.hosts import Progress
 from lib_ziplora.hosts.a1111 import A1111Host
 from lib_ziplora.pipeline.merge import run
-from lib_ziplora.pipeline.reexport import ReexportRequest, reexport
+from lib_ziplora.pipeline.reexport import ReexportRequest
 
 from . import a1111_webui as webui
 from .test_a1111_model import predict
@@ -76,7 +76,7 @@ def test_three_loras_and_their_export_act_as_their_parts(host: A1111Host, method
     with host.exclusive():
         report = run(MergeRequest(loras, name, settings=small), host)
         other = ReexportRequest(name, again, subject_weights=(0.5, -1.5), style_weights=(1.2,))
-        reexport(other, host)
+        run(other, host)
     assert len(report.split) == 3
     merged = {name: (1.0, 1.0, 1.0), again: (0.5, -1.5, 1.2)}
     base, drawn = webui.webui_prediction(), []
@@ -122,7 +122,7 @@ def test_finish_now_writes_what_there_is(host: A1111Host) -> None:
 
     with host.exclusive():
         report = run(request("finished early", steps=40), host, on_event)
-    assert report.stopped_early and 1 <= report.steps < 40 and Path(report.output).is_file()
+    assert report.learnt.stopped_early and 1 <= report.learnt.steps < 40 and Path(report.output).is_file()
 
 
 @pytest.fixture

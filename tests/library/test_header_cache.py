@@ -1,4 +1,4 @@
-"""Files are judged once, and the verdicts outlive the program."""
+"""Headers are read once, and what they say outlives the program."""
 
 from __future__ import annotations
 
@@ -9,25 +9,26 @@ from pathlib import Path
 import pytest
 
 from lib_ziplora.errors import LoraFileError
-from lib_ziplora.library import header_cache as judging
-from lib_ziplora.library import json_store as kept
-from lib_ziplora.library.catalog import catalog, judged
-from lib_ziplora.library.header_cache import Judge
+from lib_ziplora.library import header_cache, json_store
+from lib_ziplora.library.catalog import catalog, entries_of
+from lib_ziplora.library.header_cache import HeaderCache
 
 from ..support.pico_host import PicoHost, module_names, write_kohya
 
 
 @pytest.fixture(autouse=True)
 def every_verdict_is_worth_keeping(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judging, "WORTH_KEEPING", 1)
+    monkeypatch.setattr(header_cache, "WORTH_SAVING", 1)
 
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files whose headers were read."""
     seen: list[str] = []
-    inspect = judging.inspect_header
-    monkeypatch.setattr(judging, "inspect_header", lambda path: (seen.append(path.name), inspect(path))[1])
+    inspect = header_cache.inspect_header
+    monkeypatch.setattr(
+        header_cache, "inspect_header", lambda path: (seen.append(path.name), inspect(path))[1]
+    )
     return seen
 
 
@@ -36,32 +37,32 @@ def lora(folder: Path, name: str = "a", **options: object) -> Path:
 
 
 def test_a_file_is_read_once_until_it_changes(tmp_path: Path, reads: list[str]) -> None:
-    judge, path = Judge(), lora(tmp_path, rank=2)
-    assert judge.remembered(path) is None
-    assert judge.judge(path) == judge.judge(path) == judge.remembered(path)
+    judge, path = HeaderCache(), lora(tmp_path, rank=2)
+    assert judge.cached(path) is None
+    assert judge.inspect(path) == judge.inspect(path) == judge.cached(path)
     assert reads == [path.name]
     lora(tmp_path, rank=5)
-    assert judge.remembered(path) is None and judge.judge(path).ranks == (5,)
+    assert judge.cached(path) is None and judge.inspect(path).ranks == (5,)
 
 
 def test_a_damaged_file_is_read_once_too(tmp_path: Path, reads: list[str]) -> None:
     path = tmp_path / "a.safetensors"
     path.write_bytes(b"PK\x03\x04")
-    judge = Judge()
+    judge = HeaderCache()
     for _ in range(3):
         with pytest.raises(LoraFileError, match="pickle"):
-            judge.judge(path)
+            judge.inspect(path)
     assert reads == [path.name]
     lora(tmp_path)
-    assert judge.judge(path).base == "sdxl"
+    assert judge.inspect(path).base == "sdxl"
 
 
-def test_verdicts_outlive_the_program(tmp_path: Path, reads: list[str]) -> None:
+def test_infos_outlive_the_program(tmp_path: Path, reads: list[str]) -> None:
     path, file = lora(tmp_path, metadata={"ss_output_name": "my_dog"}), tmp_path / "data" / "catalog.json"
-    first = Judge(file)
-    found = first.judge(path)
-    first.keep()
-    assert Judge(file).judge(path) == found and found.prompt == "my dog"
+    first = HeaderCache(file)
+    found = first.inspect(path)
+    first.save()
+    assert HeaderCache(file).inspect(path) == found and found.prompt == "my dog"
     assert reads == [path.name]
     assert [one.name for one in file.parent.iterdir()] == [file.name]
 
@@ -69,36 +70,36 @@ def test_verdicts_outlive_the_program(tmp_path: Path, reads: list[str]) -> None:
 @pytest.mark.parametrize("damage", ["", "{", "[]", "[" * 100_000, '{"format": 1}', None])
 def test_a_damaged_or_foreign_list_is_made_anew(tmp_path: Path, damage: str | None) -> None:
     path, file = lora(tmp_path), tmp_path / "catalog.json"
-    first = Judge(file)
-    first.judge(path)
-    first.keep()
+    first = HeaderCache(file)
+    first.inspect(path)
+    first.save()
     whole = file.read_text(encoding="utf-8")
     if damage is None:
         content = json.loads(whole)
         content["files"][str(path)][2].pop("ranks")
         damage = json.dumps(content)
     file.write_text(damage, encoding="utf-8")
-    again = Judge(file)
-    assert again.remembered(path) is None
-    again.judge(path)
-    again.keep()
+    again = HeaderCache(file)
+    assert again.cached(path) is None
+    again.inspect(path)
+    again.save()
     assert file.read_text(encoding="utf-8") == whole
 
 
 def test_another_release_judges_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, file = lora(tmp_path), tmp_path / "catalog.json"
-    first = Judge(file)
-    first.judge(path)
-    first.keep()
-    monkeypatch.setattr(judging, "__version__", "99")
-    assert Judge(file).remembered(path) is None
+    first = HeaderCache(file)
+    first.inspect(path)
+    first.save()
+    monkeypatch.setattr(header_cache, "__version__", "99")
+    assert HeaderCache(file).cached(path) is None
 
 
 def test_a_folder_that_can_not_be_written_costs_nothing_but_the_memory(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
-    judge = Judge(tmp_path / "file" / "catalog.json")
-    judge.judge(lora(tmp_path))
-    judge.keep()
+    judge = HeaderCache(tmp_path / "file" / "catalog.json")
+    judge.inspect(lora(tmp_path))
+    judge.save()
     assert (tmp_path / "file").read_text() == "no folder"
 
 
@@ -107,15 +108,15 @@ def test_without_patience_what_is_not_known_is_pending(tmp_path: Path, reads: li
     lora(tmp_path, "a")
     catalog(host)
     lora(tmp_path, "b")
-    known, pending = judged(host.loras(), host, 0)
+    known, pending = entries_of(host.loras(), host, 0)
     assert (known.pending, known.rank) == (False, 2)
     assert pending.pending and pending.usable and pending.size > 0
     assert reads == ["a.safetensors"]
-    assert not any(entry.pending for entry in judged(host.loras(), host, math.inf))
+    assert not any(entry.pending for entry in entries_of(host.loras(), host, math.inf))
 
 
 def test_only_a_host_with_a_place_has_things_kept(tmp_path: Path) -> None:
     host = PicoHost(tmp_path)
-    assert kept.data_folder(host) is None
+    assert json_store.data_folder(host) is None
     host.data_folder = lambda: tmp_path / "data"
-    assert kept.data_folder(host) == tmp_path / "data"
+    assert json_store.data_folder(host) == tmp_path / "data"

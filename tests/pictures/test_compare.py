@@ -19,7 +19,7 @@ from lib_ziplora.errors import (
     OutputError,
 )
 from lib_ziplora.hosts import Progress, Sampler
-from lib_ziplora.pictures.compare import check_compare, compare, merge_prompts, save_sheet
+from lib_ziplora.pictures.compare import compare, merge_prompts, prepare_compare, save_sheet
 from lib_ziplora.pictures.comparison import CompareRequest
 from lib_ziplora.pipeline.merge import run
 
@@ -174,29 +174,29 @@ def test_a_source_that_was_renamed_draws_under_its_new_name(host: DrawingHost) -
 def test_missing_files_are_named(host: DrawingHost, lost: str, says: str) -> None:
     (host.folder / lost).unlink()
     with pytest.raises(LoraFileError, match=says):
-        check_compare(request(), host)
+        prepare_compare(request(), host)
 
 
 def test_a_merge_whose_lora_is_gone_is_refused(host: DrawingHost) -> None:
     (host.folder / "merged.safetensors").unlink()
     with pytest.raises(LoraFileError, match=r"merged\.safetensors is not beside"):
-        check_compare(request(), host)
+        prepare_compare(request(), host)
 
 
 def test_hosts_that_can_not_draw_are_refused_in_words(host: DrawingHost) -> None:
     with pytest.raises(HostError, match="does not draw"):
-        check_compare(request(), PicoHost(host.folder))
+        prepare_compare(request(), PicoHost(host.folder))
     with pytest.raises(HostError, match="no sampler 'third'"):
-        check_compare(request(sampler=Sampler("third")), host)
+        prepare_compare(request(sampler=Sampler("third")), host)
     host.drawing_refusal = "No checkpoint."
     with pytest.raises(HostError, match="No checkpoint"):
-        check_compare(request(), host)
+        prepare_compare(request(), host)
 
 
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
-        ({"merged": ""}, "No merged LoRA"),
+        ({"source": ""}, "No merged LoRA"),
         ({"seeds": 0}, "seeds must lie"),
         ({"seed": -1}, "seed must lie"),
         ({"prompts": ("a",) * 13}, "13 prompts"),

@@ -14,9 +14,11 @@ from safetensors.torch import load_file, save_file
 
 from lib_ziplora.config import LoraInput, MergeRequest, MergeSettings
 from lib_ziplora.errors import ConfigError, HostError, IncompatibleError, OutputError
-from lib_ziplora.pipeline.merge import check, run
+from lib_ziplora.pipeline.merge import run
+from lib_ziplora.pipeline.prepare import prepare
 from lib_ziplora.report.report import MergeReport
 from lib_ziplora.training.images import check_images, load_images
+from lib_ziplora.training.learnt import Learnt
 
 from ..support.pico_host import PicoHost, module_names, write_kohya
 
@@ -36,7 +38,7 @@ def host(tmp_path):
 def test_a_style_image_that_is_no_image_is_refused_before_the_subject_is_drawn(host):
     (host.folder / "broken.png").write_bytes(b"no picture")
     style = dataclasses.replace(REQUEST.loras[1], images=(str(host.folder / "broken.png"),))
-    for attempt in (check, run):
+    for attempt in (prepare, run):
         with pytest.raises(ConfigError, match=r"broken\.png"):
             attempt(dataclasses.replace(REQUEST, loras=(REQUEST.loras[0], style)), host)
     assert host.forwards == 0
@@ -91,8 +93,5 @@ def test_the_global_random_state_is_left_alone(host):
 
 
 def test_a_report_is_valid_json_also_where_a_figure_is_not_finite():
-    numbers = {"common_layers": 1, "single_layers": {}, "rank": 4, "steps": 3}
-    report = MergeReport(
-        "o", "n", "ziplora", model_hash="", settings=SETTINGS, loss_end=float("inf"), **numbers
-    )
+    report = MergeReport("o", "n", "ziplora", SETTINGS, 1, {}, 4, Learnt(steps=3, loss_end=float("inf")))
     assert json.loads(json.dumps(report.to_json(), allow_nan=False))["loss_end"] is None

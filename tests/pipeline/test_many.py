@@ -13,7 +13,8 @@ from lib_ziplora.config import LoraInput, MergeRequest
 from lib_ziplora.errors import IncompatibleError
 from lib_ziplora.lora.io.metadata import read_recipe
 from lib_ziplora.lora.io.read import read_lora
-from lib_ziplora.pipeline.merge import check, run
+from lib_ziplora.pipeline.merge import run
+from lib_ziplora.pipeline.prepare import prepare
 from lib_ziplora.training import run as training
 
 from ..support.pico_host import TEXT_LAYER, module_names, write_kohya
@@ -75,7 +76,7 @@ def test_the_file_is_the_sum_of_each_delta_with_its_own_weight_and_coefficients(
         moved = [torch.cat([(m - 1).abs() for m in one.values()]).mean() for one in learnt]
         assert all(distance > 0.01 for distance in moved)
         assert not torch.allclose(learnt[0][Q], learnt[1][Q])
-        assert report.heldout_loss_end < report.heldout_loss_start
+        assert report.learnt.heldout_loss_end < report.learnt.heldout_loss_start
     assert report.rank == 9 and report.common_layers == len(module_names()) + 1
     assert report.single_layers == {"subject 1": 0, "subject 2": 0, "style": 0}
 
@@ -92,7 +93,7 @@ def test_each_lora_draws_its_own_samples_and_has_its_own_loss(host):
         "Drawing with ink",
     ]
     figures = [event.metrics for event in events if event.metrics]
-    assert len(figures) == report.steps == 3
+    assert len(figures) == report.learnt.steps == 3
     losses = ("subject_1_loss", "subject_2_loss", "style_loss")
     for one in figures:
         assert set(one) == {"loss", *losses, "similarity", "travel"}
@@ -175,7 +176,7 @@ def test_the_same_file_twice_is_named_by_its_places(host, twice):
     first, second = (asked.labels[index] for index in twice)
     words = f"{first.capitalize()} and {second} are the same file, {names[twice[0]]}.safetensors"
     with pytest.raises(IncompatibleError, match=words):
-        check(dataclasses.replace(asked, loras=loras), host)
+        prepare(dataclasses.replace(asked, loras=loras), host)
 
 
 def test_a_lora_that_shares_no_layer_is_named_and_the_plain_sum_takes_it(host):

@@ -13,7 +13,7 @@ from lib_ziplora.hosts import Drawn, Sampler
 from lib_ziplora.lora.io.read import read_lora
 from lib_ziplora.pictures.matrix_sheet import draw_sheet
 from lib_ziplora.pipeline import matrix as module
-from lib_ziplora.pipeline.matrix import LARGEST, MatrixRequest, check_matrix, plan, run_matrix
+from lib_ziplora.pipeline.matrix import LARGEST, MatrixRequest, prepare_matrix, require_ready, run_matrix
 from lib_ziplora.pipeline.merge import run
 from lib_ziplora.report.document import document
 
@@ -106,8 +106,13 @@ def test_each_lora_is_prompted_with_its_own_activation_text(host):
 def test_what_can_not_be_merged_is_named_beforehand_and_does_not_stop_the_rest(host):
     (host.folder / "broken.safetensors").write_bytes(b"no header")
     asked = matrix(("dog", "broken", "gone"), ("ink",))
-    check_matrix(asked, host)
-    assert states(plan(asked, host)) == {"dog_ink": "ready", "broken_ink": "refused", "gone_ink": "refused"}
+    prepared = prepare_matrix(asked, host)
+    require_ready(prepared)
+    assert states(prepared.cells) == {
+        "dog_ink": "ready",
+        "broken_ink": "refused",
+        "gone_ink": "refused",
+    }
     cells = run_matrix(asked, host)
     assert [cell.state for cell in cells] == ["done", "refused", "refused"]
     assert "broken" in cells[1].sentence and "gone" in cells[2].sentence
@@ -117,10 +122,10 @@ def test_what_can_not_be_merged_is_named_beforehand_and_does_not_stop_the_rest(h
 def test_a_failure_does_not_stop_the_rest(host, monkeypatch, problem):
     real = module.run
 
-    def run(request, *rest):
-        if request.output == "dog_ink":
+    def run(prepared, *rest):
+        if prepared.request.output == "dog_ink":
             raise problem
-        return real(request, *rest)
+        return real(prepared, *rest)
 
     monkeypatch.setattr(module, "run", run)
     cells = run_matrix(matrix(("dog", "cat"), ("ink",)), host)
@@ -137,7 +142,7 @@ def test_what_exists_is_left_out_or_replaced(host):
     assert states(cells) == {"dog_ink": "exists", "cat_ink": "done"}
     assert file.stat().st_mtime_ns == before
     with pytest.raises(OutputError, match="exists already"):
-        check_matrix(matrix(("dog",), ("ink",)), host)
+        require_ready(prepare_matrix(matrix(("dog",), ("ink",)), host))
     assert states(run_matrix(matrix(("dog",), ("ink",), overwrite=True), host)) == {"dog_ink": "done"}
     assert file.stat().st_mtime_ns != before
 
@@ -188,13 +193,13 @@ def test_requests_that_make_no_sense(changed, says):
 
 def test_two_pairs_of_one_name_are_refused(host):
     with pytest.raises(ConfigError, match="Choose each LoRA once"):
-        check_matrix(matrix(("dog", "dog"), ("ink",)), host)
+        require_ready(prepare_matrix(matrix(("dog", "dog"), ("ink",)), host))
 
 
 def test_when_nothing_can_be_merged_the_reason_is_told(host):
     host.refusal = "The checkpoint is no SDXL."
     with pytest.raises(ConfigError, match="no SDXL"):
-        check_matrix(matrix(method="ziplora"), host)
+        require_ready(prepare_matrix(matrix(method="ziplora"), host))
 
 
 def test_names_are_made_of_the_files_names():
@@ -227,7 +232,8 @@ def test_a_picture_that_fails_leaves_the_others(host):
         draw_sheet(cells, host)
 
 
-def test_a_sheet_of_nothing_is_none(host):
-    assert draw_sheet([], host) is None
+def test_a_sheet_of_nothing_is_refused(host):
+    with pytest.raises(ConfigError, match="No merge is there"):
+        draw_sheet([], host)
     with pytest.raises(HostError, match="does not draw"):
         draw_sheet(run_matrix(matrix(), host), pico_host(host.folder))

@@ -26,7 +26,8 @@ from lib_ziplora.errors import (
 )
 from lib_ziplora.lora.io.metadata import read_recipe
 from lib_ziplora.lora.io.read import read_lora
-from lib_ziplora.pipeline.merge import check, run
+from lib_ziplora.pipeline.merge import run
+from lib_ziplora.pipeline.prepare import prepare
 
 from ..support.pico_host import TEXT_LAYER, PicoHost, module_names, write_kohya
 
@@ -76,9 +77,9 @@ def test_a_merge_learns_and_writes_one_verified_file(host):
     report = run(request(), host, events.append)
     assert files(host) == ["dog.safetensors", "dog_ink.safetensors", "dog_ink.ziplora", "ink.safetensors"]
     assert report.tag == "<lora:dog_ink:1>" and host.refreshed == [host.folder / "dog_ink.safetensors"]
-    assert report.steps == 12 and report.mean_travel > 0.05
-    assert report.heldout_loss_end < report.heldout_loss_start
-    assert report.similarity_start == pytest.approx(1.0) and report.similarity_end < 0.99
+    assert report.learnt.steps == 12 and report.learnt.mean_travel > 0.05
+    assert report.learnt.heldout_loss_end < report.learnt.heldout_loss_start
+    assert report.learnt.similarity_start == pytest.approx(1.0) and report.learnt.similarity_end < 0.99
     assert report.common_layers == len(module_names()) - 1
     assert report.single_layers == {"subject": 1, "style": 1}
     assert report.rank == 5
@@ -114,7 +115,7 @@ def test_the_written_delta_is_the_sum_of_the_scaled_deltas_with_the_coefficients
 def test_a_direct_merge_is_the_weighted_sum_and_needs_no_model(host):
     host.refusal = "no model"
     report = run(request(method="direct", weight=(0.7, 0.4)), host)
-    assert host.forwards == 0 and report.steps == 0 and report.loss_end is None
+    assert host.forwards == 0 and report.learnt.steps == 0 and report.learnt.loss_end is None
     subject, style = read_lora(host.folder / "dog.safetensors"), read_lora(host.folder / "ink.safetensors")
     for name, layer in read_lora(host.folder / "dog_ink.safetensors").layers.items():
         expected = torch.zeros(layer.weight_shape)
@@ -143,7 +144,7 @@ def test_the_header_says_how_the_file_was_made(host):
     assert [lora["prompt"] for lora in recipe["loras"]] == ["a sks dog", "a cat in szn style"] and recipe[
         "checkpoint"
     ]["sha256"] == "ab" * 32
-    assert recipe["summary"]["mean_travel"] == report.mean_travel
+    assert recipe["summary"]["mean_travel"] == report.learnt.mean_travel
     hashes = [read_lora(host.folder / f"{name}.safetensors").sha256 for name in ("dog", "ink")]
     assert [source["sha256"] for source in recipe["sources"]] == hashes
 
@@ -209,7 +210,7 @@ def test_finish_now_writes_what_there_is(host):
         host.finish = progress.stage == "optimising" and progress.metrics != {}
 
     report = run(request(), host, finish_in_the_loop)
-    assert report.steps == 1 and report.stopped_early and "dog_ink.safetensors" in files(host)
+    assert report.learnt.steps == 1 and report.learnt.stopped_early and "dog_ink.safetensors" in files(host)
 
 
 @pytest.mark.parametrize(
@@ -299,20 +300,20 @@ def _attention(block):
 
 
 def test_check_refuses_what_can_be_known_without_reading_tensors(host):
-    check(request(), host)
+    prepare(request(), host)
     for change, kind, words in (
         ({"output": "dog"}, OutputError, "dog"),
         ({"style": "dog"}, IncompatibleError, "same file"),
         ({"style": "nobody"}, LoraFileError, "nobody"),
     ):
         with pytest.raises(kind, match=words):
-            check(request(**change), host)
+            prepare(request(**change), host)
     blank = with_subject(request(), LoraInput("dog"))
     with pytest.raises(ConfigError, match="no prompt for dog"):
-        check(blank, host)
+        prepare(blank, host)
     host.refusal = "Load an SDXL checkpoint."
     with pytest.raises(HostError, match="SDXL"):
-        check(request(), host)
+        prepare(request(), host)
     assert host.forwards == 0 and host.opened == 0
 
 
@@ -345,8 +346,10 @@ def test_the_instant_method_solves_without_a_backward_pass(host, monkeypatch):
 
     monkeypatch.setattr(torch.Tensor, "backward", no_backward)
     report = run(request(method="instant"), host)
-    assert report.steps == 0 and report.loss_end is None and report.checkpoint == "pico"
-    assert report.mean_travel > 0.05 and report.heldout_loss_end < report.heldout_loss_start
+    assert report.learnt.steps == 0 and report.learnt.loss_end is None and report.checkpoint == "pico"
+    assert (
+        report.learnt.mean_travel > 0.05 and report.learnt.heldout_loss_end < report.learnt.heldout_loss_start
+    )
     assert not any(module._forward_pre_hooks for module in host.unet.modules())
 
 
@@ -354,8 +357,9 @@ def test_a_short_loop_from_the_closed_form_is_better_than_either_alone(host):
     alone = run(request(method="instant", output="a"), host)
     short = run(request(steps=6, start="ones", output="b"), host)
     both = run(request(steps=6, start="closed-form", output="c"), host)
-    assert both.steps == 6
-    assert both.heldout_loss_end < min(alone.heldout_loss_end, short.heldout_loss_end)
+    assert both.learnt.steps == 6
+    losses = [one.learnt.heldout_loss_end for one in (both, alone, short)]
+    assert losses[0] < min(losses[1:])
 
 
 def test_the_papers_objective_with_another_weight_than_the_papers_is_remarked(host):

@@ -11,7 +11,8 @@ import torch
 from lib_ziplora.config import MergeSettings, parse_rank
 from lib_ziplora.errors import ConfigError, UnsupportedLoraError
 from lib_ziplora.lora.io.read import read_lora
-from lib_ziplora.pipeline.merge import check, run
+from lib_ziplora.pipeline.merge import run
+from lib_ziplora.pipeline.prepare import prepare
 
 from ..support.pico_host import TEXT_LAYER, WIDTH
 from ..support.small_merges import NORM, TEXT_NORM, Q, add, merged, pico_host, request
@@ -77,7 +78,7 @@ def test_without_a_checkpoint_the_family_and_the_layer_are_named(host):
     )
     host.refusal = "no model"
     with pytest.raises(UnsupportedLoraError, match=f"dora.safetensors .*DoRA.*{Q}.*--checkpoint"):
-        check(request("dora"), host)
+        prepare(request("dora"), host)
     assert not (host.folder / "merged.safetensors").exists()
     host.refusal = ""
     run(request("dora"), host)

@@ -10,7 +10,7 @@ import torch
 
 from lib_ziplora.config import LoraInput
 from lib_ziplora.hosts import CheckpointInfo
-from lib_ziplora.library.timing import Pace
+from lib_ziplora.library.timing import Timing
 from lib_ziplora.lora.algebra import column_overlap, pair
 from lib_ziplora.lora.blocks import KINDS, place_of
 from lib_ziplora.lora.io.read import read_lora
@@ -19,6 +19,7 @@ from lib_ziplora.pipeline.merge import run
 from lib_ziplora.pipeline.overlap import Overlap, measure
 from lib_ziplora.pipeline.preflight import advice, preflight
 from lib_ziplora.report.report import MergeReport
+from lib_ziplora.training.learnt import Learnt
 
 from ..support.pico_host import TEXT_LAYER, module_names, write_kohya
 from ..support.small_merges import Q, add, pico_host, request
@@ -192,7 +193,7 @@ def test_advice_follows_the_overlap(mean, words):
 
 
 def test_time_is_known_after_a_merge_of_its_kind(host):
-    pace, asked = Pace(), request(method="ziplora", steps=50)
+    pace, asked = Timing(), request(method="ziplora", steps=50)
     pace.note(asked, REPORT)
     assert pace.seconds(asked, host) == pytest.approx(REPORT.seconds)
     assert pace.seconds(request(method="ziplora", steps=100), host) > REPORT.seconds
@@ -206,22 +207,31 @@ def test_a_checkpoint_is_not_read_for_a_time_that_nobody_knows(host):
         raise AssertionError("the whole checkpoint is hashed")
 
     host.checkpoint = read
-    pace = Pace()
+    pace = Timing()
     pace.note(request(method="direct"), REPORT)
     assert pace.seconds(request(method="ziplora"), host) is None
     assert preflight(request(method="ziplora"), host).problems == ()
 
 
 def test_a_merge_that_ended_early_counts_the_updates_that_it_made(host):
-    early, whole = Pace(), Pace()
+    early, whole = Timing(), Timing()
     early.note(request(method="ziplora", steps=1000), REPORT)
-    whole.note(request(method="ziplora", steps=REPORT.steps), REPORT)
+    whole.note(request(method="ziplora", steps=REPORT.learnt.steps), REPORT)
     asked = request(method="ziplora", steps=10)
     assert early.seconds(asked, host) == pytest.approx(whole.seconds(asked, host))
 
 
 REPORT = MergeReport(
-    "merged.safetensors", "merged", "ziplora", 50, 1, {}, 2, "00", request().settings, "pico", seconds=80.0
+    output="merged.safetensors",
+    name="merged",
+    method="ziplora",
+    settings=request().settings,
+    common_layers=1,
+    single_layers={},
+    rank=2,
+    learnt=Learnt(steps=50),
+    checkpoint="pico",
+    seconds=80.0,
 )
 
 

@@ -10,7 +10,8 @@ import torch
 from lib_ziplora.errors import OutputError
 from lib_ziplora.lora.io.metadata import read_recipe
 from lib_ziplora.lora.io.sidecar import read_sidecar
-from lib_ziplora.pipeline.reexport import ReexportRequest, reexport
+from lib_ziplora.pipeline.merge import run
+from lib_ziplora.pipeline.reexport import ReexportRequest
 
 from ..support.exports import again, host_of_three, merge, read, same_tensors
 from ..support.pico_host import TEXT_LAYER, WIDTH
@@ -109,8 +110,8 @@ def test_the_parts_at_one_are_the_file(host):
 def test_what_was_exported_again_can_be_exported_again(host):
     merge(host)
     again(host, "half", subject_weights=(0.5, 0.5), style_weights=(0.5,))
-    reexport(ReexportRequest("half", "quarter", False, (0.5, 0.5), (0.5,)), host)
-    reexport(ReexportRequest("half", "whole", False, (2.0, 2.0), (2.0,)), host)
+    run(ReexportRequest("half", "quarter", False, (0.5, 0.5), (0.5,)), host)
+    run(ReexportRequest("half", "whole", False, (2.0, 2.0), (2.0,)), host)
     assert same_tensors(host, "whole", "merged")
     for name, layer in read(host, "quarter").layers.items():
         torch.testing.assert_close(layer.delta(), 0.25 * read(host, "merged").layers[name].delta())

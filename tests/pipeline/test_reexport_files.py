@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from lib_ziplora.config import MergeSettings
 from lib_ziplora.errors import ConfigError, LoraFileError, OutputError, UnsupportedLoraError
 from lib_ziplora.pipeline import write as writing
-from lib_ziplora.pipeline.merge import check, run
-from lib_ziplora.pipeline.reexport import ReexportRequest, check_reexport, reexport
+from lib_ziplora.pipeline.merge import run
+from lib_ziplora.pipeline.prepare import prepare
+from lib_ziplora.pipeline.reexport import ReexportRequest, prepare_reexport
 
 from ..support.exports import again, content, host_of_three, merge, same_tensors, tensors
 from ..support.pico_host import WIDTH
@@ -62,24 +63,18 @@ def test_a_source_that_is_gone_or_changed_is_named_and_nothing_is_written(host, 
     merge(host)
     spoil(host.folder / "cat.safetensors")
     before = content(host)
-    for attempt in (check_reexport, reexport):
+    for attempt in (prepare_reexport, run):
         with pytest.raises(LoraFileError, match=words):
             attempt(ReexportRequest("merged", "again"), host)
     assert content(host) == before
 
 
-def test_a_source_that_changes_between_check_and_reading_is_refused(host, monkeypatch):
+def test_a_source_that_changes_after_it_was_found_is_refused(host):
     merge(host)
-    find = reexport.__globals__["find_sources"]
-
-    def too_late(*args):
-        files = find(*args)
-        change(files[0])
-        return files
-
-    monkeypatch.setitem(reexport.__globals__, "find_sources", too_late)
+    prepared = prepare_reexport(ReexportRequest("merged", "again"), host)
+    change(host.folder / "dog.safetensors")
     with pytest.raises(LoraFileError, match="dog was changed while it was read"):
-        again(host)
+        run(prepared, host)
 
 
 def test_the_coefficients_are_enough_when_the_merged_file_is_gone(host):
@@ -101,7 +96,7 @@ def test_without_coefficients_there_is_nothing_to_export(host):
     ):
         again(host)
     with pytest.raises(LoraFileError, match="There is no LoRA nobody"):
-        reexport(ReexportRequest("nobody", "again"), host)
+        run(ReexportRequest("nobody", "again"), host)
 
 
 def test_coefficients_of_another_merge_are_refused(host):
@@ -116,17 +111,17 @@ def test_a_merged_file_and_its_coefficients_may_be_renamed_together(host):
     merge(host)
     for ending in ("safetensors", "ziplora"):
         (host.folder / f"merged.{ending}").rename(host.folder / f"renamed.{ending}")
-    reexport(ReexportRequest("renamed", "again"), host)
+    run(ReexportRequest("renamed", "again"), host)
     assert same_tensors(host, "renamed", "again")
 
 
 def test_coefficients_that_lack_a_layer_are_refused(host, monkeypatch):
     saved = writing._saved
 
-    def shorter(result, report):
+    def shorter(result):
         first, *others = result.coefficients
         fewer = {name: vector for name, vector in first.items() if name != Q}
-        return saved(dataclasses.replace(result, coefficients=(fewer, *others)), report)
+        return saved(dataclasses.replace(result, coefficients=(fewer, *others)))
 
     monkeypatch.setattr(writing, "_saved", shorter)
     merge(host)
@@ -150,14 +145,14 @@ def test_what_can_not_be_asked_for_is_refused(host, asked, words):
     merge(host, method="direct")
     before = content(host)
     with pytest.raises(ConfigError, match=words):
-        check_reexport(ReexportRequest("merged", "again", **asked), host)
+        prepare_reexport(ReexportRequest("merged", "again", **asked), host)
     assert content(host) == before
 
 
 def test_a_lora_that_needs_the_checkpoint_is_read_against_it_and_another_one_is_told(host, monkeypatch):
     add(host, "dog", {f"{Q}.on_input": torch.tensor(False), f"{Q}.weight": torch.randn(WIDTH)})
     merge(host, method="direct")
-    assert again(host).warnings == reexport(ReexportRequest("merged", "b"), host).warnings
+    assert again(host).warnings == run(ReexportRequest("merged", "b"), host).warnings
     assert same_tensors(host, "merged", "again")
     other = dataclasses.replace(host.checkpoint(), name="other", sha256="")
     monkeypatch.setattr(host, "checkpoint", lambda: other)
@@ -175,7 +170,7 @@ def test_the_coefficients_are_written_with_the_merge_and_never_replaced_unasked(
     assert (host.folder / "merged.ziplora").is_file()
     (host.folder / "merged.safetensors").unlink()
     before = content(host)
-    for attempt in (check, run):
+    for attempt in (prepare, run):
         with pytest.raises(OutputError, match=r"merged\.ziplora exists already"):
             attempt(request(), host)
     assert content(host) == before and host.forwards > 0

@@ -10,7 +10,8 @@ from lib_ziplora.errors import ConfigError, OutputError
 from lib_ziplora.lora.io.read import read_lora
 from lib_ziplora.lora.io.write import write_unnamed
 from lib_ziplora.pipeline import write as writing
-from lib_ziplora.pipeline.merge import check, run
+from lib_ziplora.pipeline.merge import run
+from lib_ziplora.pipeline.prepare import prepare
 
 from ..support.pico_host import WIDTH
 from ..support.small_merges import NORM, add, merged, pico_host, request
@@ -42,7 +43,7 @@ def test_nothing_is_written_when_a_part_is_there_already(host, taken):
     (host.folder / f"{taken}.safetensors").write_bytes(b"mine")
     before = sorted(host.folder.iterdir())
     with pytest.raises(OutputError, match=f"{taken}.safetensors exists already"):
-        check(request(split=True), host)
+        prepare(request(split=True), host)
     with pytest.raises(OutputError, match=f"{taken}.safetensors exists already"):
         run(request(split=True), host)
     assert sorted(host.folder.iterdir()) == before

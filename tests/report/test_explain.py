@@ -85,11 +85,11 @@ def test_a_real_merge_is_explained_with_its_own_figures(tmp_path):
     report = run(request(method="ziplora", learning_rate=0.1, steps=3, balance=0.0), host)
     found = document(host, "merged")
     explanation = found.explanation
-    assert explanation.travel == pytest.approx(report.mean_travel, rel=1e-4)
-    assert explanation.similarity == pytest.approx(report.similarity_end, rel=1e-4)
+    assert explanation.travel == pytest.approx(report.learnt.mean_travel, rel=1e-4)
+    assert explanation.similarity == pytest.approx(report.learnt.similarity_end, rel=1e-4)
     assert [lora.name for lora in explanation.loras] == ["dog", "ink"]
     steps = found.saved.history
-    assert len(steps) == report.steps == 3
+    assert len(steps) == report.learnt.steps == 3
     assert list(steps[0])[:3] == ["loss", "subject_loss", "style_loss"] and steps[0]["travel"] > 0, (
         "the closed form has moved them before the loop"
     )

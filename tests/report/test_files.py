@@ -12,7 +12,7 @@ import pytest
 
 from lib_ziplora.config import LoraInput
 from lib_ziplora.pipeline.merge import run
-from lib_ziplora.pipeline.reexport import ReexportRequest, reexport
+from lib_ziplora.pipeline.reexport import ReexportRequest
 from lib_ziplora.report import files as reporting
 from lib_ziplora.report.document import document
 from lib_ziplora.report.html import DATA_ID, page
@@ -128,7 +128,7 @@ def test_a_report_that_fails_does_not_lose_the_merge(host, monkeypatch, caplog):
 
 def test_a_re_export_has_a_report_of_its_own_and_the_merges_history(host):
     run(asked(method="ziplora", steps=2), host)
-    reexport(ReexportRequest("merged", "again", style_weights=(0.5,), report=True), host)
+    run(ReexportRequest("merged", "again", style_weights=(0.5,), report=True), host)
     told = json.loads((host.folder / "again.report.json").read_text(encoding="utf-8"))
     assert told["loras"][1]["weight"] == 0.5 and len(told["history"]) == 2
 

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from lib_ziplora.config import LoraInput, MergeRequest
 from lib_ziplora.lora.io.read import read_lora
 from lib_ziplora.pipeline.merge import run
-from lib_ziplora.pipeline.reexport import ReexportRequest, reexport
+from lib_ziplora.pipeline.reexport import ReexportRequest
 
 from .pico_host import TEXT_LAYER, module_names, write_kohya
 from .small_merges import pico_host, request
@@ -33,7 +33,7 @@ def merge(host, method="ziplora", **settings):
 
 
 def again(host, output="again", **asked):
-    return reexport(ReexportRequest("merged", output, **asked), host)
+    return run(ReexportRequest("merged", output, **asked), host)
 
 
 def tensors(host, name):

@@ -65,7 +65,7 @@ def test_where_it_does_not_fit_the_loop_runs_with_the_unet_alone_under_the_plan_
     fast, *_, small = needs(host, request(method="ziplora", width=128, height=128))
     host.free, host.parked_bytes = small, fast - small
     report = run(host, width=128, height=128)
-    assert report.plan == plans("auto", "auto")[0].description
+    assert report.learnt.plan == plans("auto", "auto")[0].description
     assert host.log == ["parked", "back", "parked", "update", "update", "back"]
     assert host.free == small
 

@@ -10,7 +10,8 @@ import torch
 from lib_ziplora.config import LoraInput, MergeRequest
 from lib_ziplora.errors import ConfigError
 from lib_ziplora.lora.io.read import read_lora
-from lib_ziplora.pipeline.merge import check, run
+from lib_ziplora.pipeline.merge import run
+from lib_ziplora.pipeline.prepare import prepare
 from lib_ziplora.training import strengths as balancing
 
 from ..support.small_merges import merged, pico_host, request
@@ -41,9 +42,9 @@ def shares(monkeypatch, at):
 def test_the_balanced_file_is_the_plain_sum_at_the_strengths_that_the_report_tells(host, monkeypatch):
     shares(monkeypatch, lambda told: told["strengths"][0] - 0.2)
     report = run(request(method="balanced"), host)
-    subject, style = report.strengths
+    subject, style = report.learnt.strengths
     assert subject**2 + style**2 == pytest.approx(1)
-    assert subject == pytest.approx(0.5, abs=0.02) and report.subject_share == pytest.approx(0.3)
+    assert subject == pytest.approx(0.5, abs=0.02) and report.learnt.subject_share == pytest.approx(0.3)
     parts = [read_lora(host.folder / f"{name}.safetensors").unet_layers() for name in ("dog", "ink")]
     for name, layer in merged(host).unet_layers().items():
         expected = subject * parts[0][name].delta() + style * parts[1][name].delta()
@@ -53,7 +54,7 @@ def test_the_balanced_file_is_the_plain_sum_at_the_strengths_that_the_report_tel
 
 def test_unbalanced_it_is_the_plain_sum(host):
     report = run(request(method="balanced", balance=0.0), host)
-    assert report.strengths == (1.0, 1.0) and report.subject_share is None
+    assert report.learnt.strengths == (1.0, 1.0) and report.learnt.subject_share is None
     parts = [read_lora(host.folder / f"{name}.safetensors").unet_layers() for name in ("dog", "ink")]
     for name, layer in merged(host).unet_layers().items():
         torch.testing.assert_close(
@@ -64,10 +65,10 @@ def test_unbalanced_it_is_the_plain_sum(host):
 def test_measured_on_the_model_every_share_is_finite_and_the_progress_adds_up(host):
     events = []
     report = run(request(method="balanced"), host, events.append)
-    assert len(report.strengths) == 2 and all(0.25 < value < 0.97 for value in report.strengths)
+    assert len(report.learnt.strengths) == 2 and all(0.25 < value < 0.97 for value in report.learnt.strengths)
     assert events[-1].step == events[-1].total
     again = run(dataclasses.replace(request(method="balanced"), output="again"), host)
-    assert again.strengths == report.strengths
+    assert again.learnt.strengths == report.learnt.strengths
 
 
 def test_the_loop_begins_there_and_the_combined_term_holds_to_it(host, monkeypatch):
@@ -102,9 +103,7 @@ def test_several_of_one_role_share_its_strength(host, monkeypatch):
         )
     )
     (host.folder / "wash.safetensors").write_bytes((host.folder / "ink.safetensors").read_bytes())
-    from lib_ziplora.pipeline.merge import settled
-
-    asked = settled(MergeRequest(loras, "x", settings=request(method="balanced").settings), host)
+    asked = prepare(MergeRequest(loras, "x", settings=request(method="balanced").settings), host).request
     assert "ink" in asked.settings.combined_prompt and "wash" in asked.settings.combined_prompt
     scales = balancing.Scales(None, {}, [], ["subject", "style", "style"], None, asked.settings)
     strengths = scales._strengths(0.6, 0.8)
@@ -119,9 +118,11 @@ def test_two_subjects_need_a_prompt_of_their_own_for_the_method_balanced(host):
     )
     asked = MergeRequest(loras, "merged", settings=request(method="balanced").settings)
     with pytest.raises(ConfigError, match="prompt for both together"):
-        check(asked, host)
+        prepare(asked, host)
     written = dataclasses.replace(
         asked, settings=dataclasses.replace(asked.settings, combined_prompt="a dog and a cat")
     )
     report = run(written, host)
-    assert report.strengths == pytest.approx((0.5**0.5, 0.5**0.5)) and report.subject_share is None
+    assert (
+        report.learnt.strengths == pytest.approx((0.5**0.5, 0.5**0.5)) and report.learnt.subject_share is None
+    )

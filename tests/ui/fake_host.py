@@ -17,6 +17,7 @@ from lib_ziplora.errors import IncompatibleError, Interrupted, LoraFileError
 from lib_ziplora.hosts import CheckpointInfo, InstalledLora, Progress
 from lib_ziplora.library.catalog import CatalogEntry
 from lib_ziplora.report.report import MergeReport
+from lib_ziplora.training.learnt import Learnt
 from lib_ziplora.ui.handlers import Engine
 
 EVIL = "<img src=x onerror=alert(1)>"
@@ -131,18 +132,12 @@ def report(request: MergeRequest, **changed: Any) -> MergeReport:
         "output": f"loras/{request.output}.safetensors",
         "name": request.output,
         "method": request.settings.method,
-        "steps": 12,
         "common_layers": 90,
         "single_layers": {"subject": 4, "style": 2},
         "rank": 16,
         "model_hash": "00",
         "settings": request.settings,
-        "mean_travel": 0.25,
-        "similarity_end": 0.5,
-        "loss_start": 1.9,
-        "loss_end": 0.4,
-        "heldout_loss_start": 2.0,
-        "heldout_loss_end": 0.6,
+        "learnt": Learnt(12, 0.25, 1.0, 0.5, 1.9, 0.4, 2.0, 0.6),
         "seconds": 42.0,
     }
     return MergeReport(**{**figures, **changed})

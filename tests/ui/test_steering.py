@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from lib_ziplora.pipeline.reexport import ReexportRequest, reexport
+from lib_ziplora.pipeline.merge import run
+from lib_ziplora.pipeline.reexport import ReexportRequest
 from lib_ziplora.ui import text
 from lib_ziplora.ui.forms import STEER_VALUES, STRENGTHS
 from lib_ziplora.ui.handlers import Desk
@@ -76,13 +77,13 @@ def test_untouched_it_writes_the_same_tensors_and_shows_them_like_a_merge(host: 
 
 def test_each_slider_is_the_strength_of_its_lora(host: Any, desk: Desk) -> None:
     export(desk, steer_strength_1=0.5, steer_strength_2=2.0, steer_strength_3=0.25)
-    reexport(ReexportRequest("merged", "expected", subject_weights=(0.5, 2.0), style_weights=(0.25,)), host)
+    run(ReexportRequest("merged", "expected", subject_weights=(0.5, 2.0), style_weights=(0.25,)), host)
     assert same_tensors(host, "merged_steered", "expected")
 
 
 def test_rank_precision_and_parts_reach_the_files(host: Any, desk: Desk) -> None:
     export(desk, steer_rank=" 2 ", steer_precision="bf16", steer_output="small")
-    reexport(ReexportRequest("merged", "expected", rank="2", precision="bf16"), host)
+    run(ReexportRequest("merged", "expected", rank="2", precision="bf16"), host)
     assert same_tensors(host, "small", "expected")
     export(desk, steer_split=True, steer_output="parts")
     for part in ("subject1", "subject2", "style"):
