@@ -208,7 +208,9 @@ def parser() -> argparse.ArgumentParser:
     inspect = command("inspect", INSPECT_DESCRIPTION, INSPECT_EPILOG, commands.inspect)
     _add_serve(command("serve", SERVE_DESCRIPTION, SERVE_EPILOG, commands.serve))
     for one in (merge, again, matrix):
-        one.add_argument("--report", type=Path, metavar="FILE.json", help="write the figures as JSON")
+        one.add_argument(
+            "--report", dest="figures", type=Path, metavar="FILE.json", help="write the figures as JSON"
+        )
     for one in (check, explain, inspect):
         one.add_argument("--json", action="store_true", help="print JSON instead of text")
     inspect.add_argument(

@@ -32,8 +32,8 @@ PICTURES = "ziplora-pictures"
 
 def merge(args: argparse.Namespace) -> int:
     """``merge`` and ``re-export``: write the LoRA and print where it is."""
-    if args.report:
-        _check_report(args.report)
+    if args.figures:
+        _check_report(args.figures)
     job = _run(args, _host(args))
     report = job.report
     if report is None:
@@ -48,15 +48,15 @@ def merge(args: argparse.Namespace) -> int:
             f"travel {learnt.mean_travel:.3f}, error against {which} "
             f"{learnt.heldout_loss_start:.3f} (plain sum) -> {learnt.heldout_loss_end:.3f}"
         )
-    if args.report:
-        _write_json(args.report, report.to_json(), f"The LoRA {report.output} is written, but its report")
+    if args.figures:
+        _write_json(args.figures, report.to_json(), f"The LoRA {report.output} is written, but its report")
     return OK
 
 
 def matrix(args: argparse.Namespace) -> int:
     """``matrix``: merge every subject with every style, and print how each pair has ended."""
-    if args.report:
-        _check_report(args.report)
+    if args.figures:
+        _check_report(args.figures)
     job = _run(args, _host(args))
     cells = job.result.pairs
     if isinstance(job.result.drawn, Sheet):
@@ -67,8 +67,8 @@ def matrix(args: argparse.Namespace) -> int:
         print(f"{cell.request.output}: {cell.state}, {told}")
         for warning in cell.report.warnings if cell.report else ():
             print(f"  warning: {warning}")
-    if args.report:
-        _write_json(args.report, [cell.to_json() for cell in cells], "The report")
+    if args.figures:
+        _write_json(args.figures, [cell.to_json() for cell in cells], "The report")
     if job.state == "interrupted":
         raise Interrupted(job.error)
     return FAILED if any(cell.state in ("refused", "failed") for cell in cells) else OK
@@ -123,8 +123,8 @@ def _before(args: argparse.Namespace, prepared: Prepared) -> None:
     written: Written = args.written
     if isinstance(prepared, PreparedMerge):
         written.watch(prepared.output, prepared.sidecar, *prepared.parts)
-        if args.report and prepared.request.card:
-            _require_no_card(args.report, prepared.output)
+        if args.figures and prepared.request.card:
+            _require_no_card(args.figures, prepared.output)
     elif isinstance(prepared, PreparedMatrix):
         written.watch(*(cell.prepared.output for cell in prepared.cells if cell.prepared))
         _warn(f"{one.request.output}: {one.sentence}" for one in prepared.cells if one.state == "refused")

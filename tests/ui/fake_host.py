@@ -137,10 +137,11 @@ def report(request: MergeRequest, **changed: Any) -> MergeReport:
         "rank": 16,
         "model_hash": "00",
         "settings": request.settings,
-        "learnt": Learnt(12, 0.25, 1.0, 0.5, 1.9, 0.4, 2.0, 0.6),
         "seconds": 42.0,
     }
-    return MergeReport(**{**figures, **changed})
+    learnt = Learnt(12, 0.25, 1.0, 0.5, 1.9, 0.4, 2.0, 0.6)
+    told = {name: changed.pop(name) for name in Learnt.__dataclass_fields__ if name in changed}
+    return MergeReport(**{**figures, "learnt": replace(learnt, **told), **changed})
 
 
 def rows(listing: str) -> list[list[Any]]:

@@ -72,17 +72,17 @@ def test_a_picked_lora_is_added_once_with_its_prompt() -> None:
 def test_pairs_are_merged_and_told(desk: Desk, host: Any) -> None:
     given = values(matrix_styles="ink | in ink\ngone")
     assert "1 of 2 pairs can be merged" in matrix.looked_at(desk, given)
-    ticket, refused = matrix.prepare_matrix(desk, given)
+    ticket, refused = matrix.admit_matrix(desk, given)
     assert refused == ""
     outcome = matrix.work_matrix(desk, ticket, given)
     assert outcome.tag == "" and 'data-outcome="done"' in outcome.html
     assert re.findall(r'data-state="(\w+)"', outcome.html) == ["done", "refused"]
     assert desk.outcome(ticket) == outcome and (host.folder / "dog ink.safetensors").is_file()
-    assert matrix.prepare_matrix(desk, values())[0] == ""
+    assert matrix.admit_matrix(desk, values())[0] == ""
 
 
 def test_an_interrupt_tells_that_finished_merges_stay(desk: Desk) -> None:
-    ticket, _ = matrix.prepare_matrix(desk, values())
+    ticket, _ = matrix.admit_matrix(desk, values())
     task = desk._tasks[ticket]
     task.state = "running"
     assert "finished stay" in desk.interrupt(ticket)
@@ -94,7 +94,7 @@ def test_what_makes_no_matrix_is_refused(desk: Desk) -> None:
         ({"steps": 0}, "steps"),
         ({"matrix_subjects": "gone"}, "no pair left"),
     ):
-        ticket, box = matrix.prepare_matrix(desk, values(**changed))
+        ticket, box = matrix.admit_matrix(desk, values(**changed))
         assert ticket == "" and words in box
 
 
@@ -121,7 +121,7 @@ def test_matrix_merges_are_remembered_like_others(host: Any) -> None:
     desk = Desk(host)
     learnt = {"steps": 1, "sampling_steps": 2, "trajectories": 1, "width": 64, "height": 64}
     given = values(**learnt, method="ziplora", combined_weight=0.0, guidance_scale=1.0)
-    ticket, refused = matrix.prepare_matrix(desk, given)
+    ticket, refused = matrix.admit_matrix(desk, given)
     assert refused == ""
     matrix.work_matrix(desk, ticket, given)
     (recent,) = desk.recent.merges()

@@ -18,7 +18,7 @@ from PIL import Image
 
 from lib_ziplora.config import setting_defaults
 from lib_ziplora.hosts import InstalledLora
-from lib_ziplora.library.catalog import CatalogEntry, judged
+from lib_ziplora.library.catalog import CatalogEntry, entries_of
 from lib_ziplora.ui import card, tab
 from lib_ziplora.ui.forms import SLOTS, value_names
 from lib_ziplora.ui.handlers import Desk
@@ -73,11 +73,11 @@ def test_names_in_the_list_are_escaped() -> None:
 def test_one_request_judges_only_for_a_while() -> None:
     asked: list[tuple[list[str], float]] = []
 
-    def judged(loras: Any, host: Any, patience: float) -> list[CatalogEntry]:
+    def entries_of(loras: Any, host: Any, patience: float) -> list[CatalogEntry]:
         asked.append(([lora.name for lora in loras], patience))
         return [replace(ENTRY, name=lora.name) for lora in loras]
 
-    shelf = Shelf(FakeHost(), judged)
+    shelf = Shelf(FakeHost(), entries_of)
     shelf.refresh()
     shelf.judge_more()
     assert asked == [(["cat", "ink", "old"], PATIENCE)] * 2
@@ -356,5 +356,5 @@ def test_a_recalled_prompt_goes_on_following_if_it_was_the_suggested_one(desk: D
 def test_the_host_of_a_listing_is_passed_on(tmp_path: Path) -> None:
     host = PicoHost(tmp_path)
     path = write_kohya(tmp_path / "a.safetensors", module_names())
-    (entry,) = judged([InstalledLora("other name", path)], host, 0)
+    (entry,) = entries_of([InstalledLora("other name", path)], host, 0)
     assert entry.name == "other name" and entry.path == path
