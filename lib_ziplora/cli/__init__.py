@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from ..errors import ConfigError, Interrupted, ZipLoraError
 from .arguments import parser
-from .terminal import Written, lenient_output, silence_output, termination_interrupts
+from .terminal import Interrupts, lenient_output, silence_output
 
 FAILED, INTERRUPTED = 1, 130
 TAKE_FILES = ("merge", "check")
@@ -22,28 +22,31 @@ TAKE_FILES = ("merge", "check")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    written = Written()
-    with termination_interrupts():
-        try:
-            return _run(argv, written)
-        except BrokenPipeError:  # ``inspect ... | head``
-            silence_output()
-            return FAILED
-        except Interrupted as stop:
-            print(stop, file=sys.stderr)
+    interrupts = Interrupts()
+    try:
+        with interrupts.raised():
+            return _run(argv, interrupts)
+    except BrokenPipeError:  # ``inspect ... | head``
+        silence_output()
+        return FAILED
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        return INTERRUPTED
+    except KeyboardInterrupt:
+        print(interrupts.sentence(), file=sys.stderr)
+        return INTERRUPTED
+    except ZipLoraError as error:
+        if interrupts.pressed:  # libraries answer an interrupt with errors of all kinds
+            print(interrupts.sentence(), file=sys.stderr)
             return INTERRUPTED
-        except KeyboardInterrupt:
-            print(f"Interrupted; {written.words()}.", file=sys.stderr)
-            return INTERRUPTED
-        except ZipLoraError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return FAILED
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
 
 
-def _run(argv: Sequence[str] | None, written: Written) -> int:
+def _run(argv: Sequence[str] | None, interrupts: Interrupts) -> int:
     lenient_output()
     args = parsed(argv)
-    args.written = written
+    args.interrupts = interrupts
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     code: int = args.run(args)
     sys.stdout.flush()

@@ -23,7 +23,7 @@ from ..pipeline.prepare import PreparedMerge
 from ..report.document import Document, document
 from ..report.html import page
 from . import text
-from .terminal import ProgressBar, Written, signals_interrupt
+from .terminal import Interrupts, ProgressBar
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
 STOPPING_SECONDS = 60.0
@@ -111,7 +111,7 @@ def _run(args: argparse.Namespace, host: StandaloneHost) -> Job:
     job = service.submit(args.request, background=False)
     _before(args, job.prepared)
     try:
-        with host.exclusive(), signals_interrupt(service, job):
+        with host.exclusive(), args.interrupts.asking(service, job):
             service.run(job, bar)
     finally:
         bar.close()
@@ -120,13 +120,13 @@ def _run(args: argparse.Namespace, host: StandaloneHost) -> Job:
 
 def _before(args: argparse.Namespace, prepared: Prepared) -> None:
     """What is known before the work begins: pairs that are refused, a report where the card goes, what to write."""
-    written: Written = args.written
+    interrupts: Interrupts = args.interrupts
     if isinstance(prepared, PreparedMerge):
-        written.watch(prepared.output, prepared.sidecar, *prepared.parts)
+        interrupts.watch(prepared.output, prepared.sidecar, *prepared.parts)
         if args.figures and prepared.request.card:
             _require_no_card(args.figures, prepared.output)
     elif isinstance(prepared, PreparedMatrix):
-        written.watch(*(cell.prepared.output for cell in prepared.cells if cell.prepared))
+        interrupts.watch(*(cell.prepared.output for cell in prepared.cells if cell.prepared))
         _warn(f"{one.request.output}: {one.sentence}" for one in prepared.cells if one.state == "refused")
 
 
@@ -173,7 +173,9 @@ def serve(args: argparse.Namespace) -> int:
         from .. import api
         from ..ui.serve import serve as serve_tab
     except ImportError as error:
-        raise ConfigError(f"The page needs gradio ({error}): pip install -r requirements/serve.txt") from error
+        raise ConfigError(
+            f"The page needs gradio ({error}): pip install -r requirements/serve.txt"
+        ) from error
     service = Service(host)
 
     def ready(url: str) -> None:

@@ -7,8 +7,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -68,22 +68,62 @@ def _clock(seconds: float | None) -> str:
     return "?" if seconds is None else f"{int(seconds) // 60:02d}:{int(seconds) % 60:02d}"
 
 
-class Written:
-    """The files that a command is to write, and which of them it has written by now."""
+class Interrupts:
+    """Ctrl+C and SIGTERM, and which of the files that a command is to write are written by then."""
 
     def __init__(self) -> None:
+        self.pressed = False
         self._before: dict[Path, Stamp | None] = {}
 
     def watch(self, *files: Path) -> None:
         """Remember how files are before they are written."""
         self._before |= {file: _stamp(file) for file in files}
 
-    def words(self) -> str:
-        """What is on the disk now, for a sentence about an interrupt."""
+    def sentence(self) -> str:
+        """What to say of an interrupt."""
         names = [file.name for file, before in self._before.items() if _stamp(file) not in (None, before)]
         if not names:
-            return "nothing was written"
-        return f"{', '.join(names)} {'was' if len(names) == 1 else 'were'} written"
+            return "Interrupted; nothing was written."
+        return f"Interrupted; {', '.join(names)} {'was' if len(names) == 1 else 'were'} written."
+
+    @contextmanager
+    def raised(self) -> Iterator[None]:
+        """Both signals raise KeyboardInterrupt in the block; outside the main thread there are none."""
+
+        def stop(_number: int, _frame: FrameType | None) -> None:
+            self.pressed = True
+            raise KeyboardInterrupt
+
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        with _handled_by(stop):
+            yield
+
+    @contextmanager
+    def asking(self, service: Service, job: Job) -> Iterator[None]:
+        """The first signal asks a job to stop cleanly; another one raises KeyboardInterrupt."""
+        restored = ExitStack()
+
+        def ask(_number: int, _frame: FrameType | None) -> None:
+            restored.close()
+            print("\nStopping ...", file=sys.stderr)
+            if not job.ended:
+                service.interrupt(job)
+
+        with restored:
+            restored.enter_context(_handled_by(ask))
+            yield
+
+
+@contextmanager
+def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    before = [(number, signal.signal(number, handler)) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        yield
+    finally:
+        for number, earlier in before:
+            signal.signal(number, earlier)
 
 
 def _stamp(file: Path) -> Stamp | None:
@@ -91,40 +131,3 @@ def _stamp(file: Path) -> Stamp | None:
         return stamp(file)
     except OSError:
         return None
-
-
-@contextmanager
-def termination_interrupts() -> Iterator[None]:
-    """SIGTERM does what Ctrl+C does, for the time of the block; in the main thread alone, which has signals."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def signals_interrupt(service: Service, job: Job) -> Iterator[None]:
-    """The first Ctrl+C (or SIGTERM) asks the job to stop cleanly; a second one stops Python."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in numbers}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def ask(_number: int, _frame: FrameType | None) -> None:
-        restore()
-        print("\nStopping ...", file=sys.stderr)
-        if not job.ended:
-            service.interrupt(job)
-
-    for number in numbers:
-        signal.signal(number, ask)
-    try:
-        yield
-    finally:
-        restore()

@@ -28,7 +28,7 @@ REMEMBERED = 32
 WITH_PICTURES = 2
 """Jobs whose pictures are held: they are large."""
 CANCELLED = "The job was taken off the queue; nothing was written."
-INTERRUPTED = "The job was interrupted; nothing was written."
+INTERRUPTED = "The job was interrupted."
 UNEXPECTED = (
     "The job failed unexpectedly ({kind}). Nothing was written. The log has the details; please report them."
 )

@@ -42,6 +42,8 @@ class RecentMerge:
 class RecentMerges:
     """The last merges, the newest first, each set of LoRAs once. Any thread may ask.
 
+    The file is read anew each time: other programs that merge into the same folder write it too.
+
     Args:
         folder: where they are kept, or None to forget them at the end of the program.
     """
@@ -49,21 +51,21 @@ class RecentMerges:
     def __init__(self, folder: Path | None = None) -> None:
         self._file = folder / "recent.json" if folder else None
         self._lock = threading.Lock()
-        self._merges = _read(self._file) if self._file else []
+        self._merges: list[RecentMerge] = []
 
     def merges(self) -> list[RecentMerge]:
         """All of them."""
-        return list(self._merges)
+        return (_read(self._file) if self._file else []) or list(self._merges)
 
     def find(self, key: str) -> RecentMerge | None:
         """The one of a key, if it is still remembered."""
-        return next((merge for merge in self._merges if merge.key == key), None)
+        return next((merge for merge in self.merges() if merge.key == key), None)
 
     def note(self, request: MergeRequest) -> None:
         """Remember a merge that has just been made."""
         made = RecentMerge(request.loras, request.settings.combined_prompt)
         with self._lock:
-            others = [merge for merge in self._merges if merge.key != made.key]
+            others = [merge for merge in self.merges() if merge.key != made.key]
             self._merges = [made, *others][:REMEMBERED_MERGES]
             if self._file:
                 write_json(self._file, [asdict(merge) for merge in self._merges])

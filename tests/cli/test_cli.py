@@ -291,4 +291,46 @@ def test_ctrl_c_stops_cleanly(tmp_path: Path) -> None:
     assert "Update 2 " in log.read_text()
     assert code == 130, log.read_text()
     assert "Traceback" not in log.read_text()
+    assert log.read_text().splitlines()[-1] == "The merge was interrupted; nothing was written."
     assert [p.name for p in tmp_path.iterdir()] == ["log"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl+C can't be sent to one process on Windows")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", ["torch", "lib_ziplora.cli.commands", "arguments"])
+def test_a_signal_at_any_moment_is_one_true_sentence(tmp_path: Path, moment: str, number: int) -> None:
+    """While PyTorch or the command line itself is imported, and while the arguments are parsed."""
+    script = f"""
+import argparse, os, runpy, sys
+sent, parse = [], argparse.ArgumentParser.parse_known_args
+def send(moment):
+    if moment == {moment!r} and not sent:
+        sent.append(moment)
+        os.kill(os.getpid(), {int(number)})
+def parsed(self, *args):
+    send("arguments")
+    return parse(self, *args)
+argparse.ArgumentParser.parse_known_args = parsed
+sys.addaudithook(lambda name, args: send(args[0]) if name == "import" else None)
+sys.argv = ["lib_ziplora", "merge", *{PAIR!r}, "-o", {str(tmp_path / "x.safetensors")!r}, "--method", "direct"]
+runpy.run_module("lib_ziplora", run_name="__main__", alter_sys=True)
+"""
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "Interrupted; nothing was written.\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_written_is_said_when_the_signal_comes_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A Ctrl+C while the result is printed: the merge is there, and so says the sentence."""
+
+    def printed(*words: object, **_more: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("lib_ziplora.cli.commands.print", printed, raising=False)
+    out = tmp_path / "both.safetensors"
+    assert cli.main(["merge", *PAIR, "-o", str(out), "--method", "direct"]) == 130
+    assert capsys.readouterr().err.endswith("Interrupted; both.safetensors, both.ziplora were written.\n")
+    assert read_lora(out).layers
