@@ -226,6 +226,21 @@ class KnowsSize(Protocol):
         ...
 
 
+@runtime_checkable
+class KnowsLayers(Protocol):
+    """A host that can tell what its checkpoint is made of before it is opened."""
+
+    def layer_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Canonical layer name -> the weight's shape; empty where nothing tells. A section (``lora_unet``,
+        ``lora_te1``, ``lora_te2``) is there with all its layers or not at all."""
+        ...
+
+    def distilled(self) -> str:
+        """What made the checkpoint need few steps and no guidance (``Lightning``, ``LCM``, ...); "" for an
+        ordinary one."""
+        ...
+
+
 _ADAPTERS = {
     "forge": ("forge", "ForgeHost"),
     "reforge": ("reforge", "ReforgeHost"),

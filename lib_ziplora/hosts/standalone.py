@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import json
 import os
@@ -19,12 +20,15 @@ from ..denoiser import Conditioning, Denoiser, TextDeltas
 from ..errors import HostError, LoraFileError, OutputError
 from ..names import validate_name
 from . import CheckpointInfo, InstalledLora, Pen, Progress, Sampler, Session
+from ._diffusers import checkpoint as checkpoints
 from ._diffusers import draw as draw
 from ._diffusers import model as model
 from ._diffusers import text as text
 from .offload import parked
 
 SUFFIX = ".safetensors"
+DISTILLED_STEPS = 8
+"""Of a picture with a Lightning, Hyper, Turbo, LCM or DMD2 checkpoint."""
 MODEL_SUFFIXES = (SUFFIX, ".ckpt", ".pt", ".pth", ".bin")
 
 
@@ -108,6 +112,7 @@ class StandaloneHost:
         self._finish = threading.Event()
         self._pipeline: Any = None
         self._info: CheckpointInfo | None = None
+        self._shapes: Mapping[str, tuple[int, ...]] | None = None
 
     def loras(self) -> Sequence[InstalledLora]:
         """The ``.safetensors`` files below the LoRA folders; of equal names the first folder's."""
@@ -164,10 +169,10 @@ class StandaloneHost:
         if self._checkpoint is None:
             return CheckpointInfo("", "")
         if self._info is None:
-            model.check_checkpoint(self._checkpoint)
+            checkpoints.check_checkpoint(self._checkpoint, self._config)
             path = self._checkpoint.resolve()
             name = path.name if path.is_dir() else path.stem
-            self._info = CheckpointInfo(name, model.sha256_of(model.unet_files(path)))
+            self._info = CheckpointInfo(name, checkpoints.sha256_of(checkpoints.unet_files(path)))
         return self._info
 
     def check(self) -> None:
@@ -181,7 +186,7 @@ class StandaloneHost:
                 "or use the method direct, which needs none."
             )
         if self._pipeline is None:
-            model.check_checkpoint(self._checkpoint)
+            checkpoints.check_checkpoint(self._checkpoint, self._config)
         return self._checkpoint
 
     def pipeline(self) -> Any:
@@ -202,6 +207,22 @@ class StandaloneHost:
             return int(unet["sample_size"]) << (len(vae["block_out_channels"]) - 1)
         except (OSError, ValueError, KeyError, TypeError):
             return None
+
+    def layer_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """See ``KnowsLayers``; from the headers of the checkpoint's files."""
+        try:
+            if self._shapes is None and self._checkpoint is not None:
+                self._shapes = checkpoints.layer_shapes(self._checkpoint)
+        except HostError:
+            pass
+        return self._shapes or {}
+
+    def distilled(self) -> str:
+        """See ``KnowsLayers``; by the checkpoint's names, metadata and scheduler."""
+        try:
+            return checkpoints.distillation(self._checkpoint) if self._checkpoint else ""
+        except HostError:
+            return ""
 
     @contextmanager
     def open(self) -> Iterator[Session]:
@@ -255,8 +276,8 @@ class StandaloneHost:
         return list(draw.SAMPLERS)
 
     def default_sampler(self) -> Sampler:
-        """See ``Draws.default_sampler``."""
-        return Sampler()
+        """See ``Draws.default_sampler``; few steps and no guidance for a distilled checkpoint."""
+        return Sampler(steps=DISTILLED_STEPS, guidance_scale=1.0) if self.distilled() else Sampler()
 
     def check_drawing(self) -> None:
         """Raise HostError when there is no checkpoint or it is no SDXL base model."""
@@ -270,6 +291,9 @@ class StandaloneHost:
     def drawing(self, sampler: Sampler, count: int) -> Iterator[Pen]:
         """See ``Draws.drawing``; LoRAs act through hooks, so the weights stay what they are."""
         self.check_drawing()
+        plain, own = Sampler(), self.default_sampler()
+        if (sampler.steps, sampler.guidance_scale) == (plain.steps, plain.guidance_scale):  # nobody's choice
+            sampler = dataclasses.replace(sampler, steps=own.steps, guidance_scale=own.guidance_scale)
         pipeline, name = self.pipeline(), self._checkpoint.stem if self._checkpoint else ""
         with (
             frozen(_parts(pipeline)),

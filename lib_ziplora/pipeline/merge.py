@@ -13,8 +13,9 @@ from ..report.report import MergeReport
 from ..training.memory import memory_in_words
 from ..training.run import learn
 from .inputs import Inputs, read_inputs, require_common
-from .prepare import PreparedMerge, prepare, prompt_remarks
+from .prepare import PreparedMerge, prepare
 from .reexport import ReexportRequest, prepare_reexport, saved_result
+from .suitability import request_remarks
 from .write import Result, TextLayers, text_layers, write
 
 OnEvent = Callable[[Progress], None]
@@ -57,6 +58,9 @@ def run(
         result = _learnt(inputs, text, host, meter)
     else:
         result = Result(inputs, text, (), host.checkpoint() if merge.relative else CheckpointInfo("", ""))
+    if merge.saved is None:
+        remarks = request_remarks(merge.request, merge.headers, host)
+        result = dataclasses.replace(result, warnings=(*remarks, *result.warnings))
     return write(result, merge, host, meter, started)
 
 
@@ -69,7 +73,7 @@ def _learnt(inputs: Inputs, text: TextLayers, host: Host, meter: Meter) -> Resul
         settings = _sized(request.settings, session.native_size)
         inputs = dataclasses.replace(inputs, request=dataclasses.replace(request, settings=settings))
         learnt, coefficients = learn(session, inputs.concepts(), request.loras, deltas, settings, meter)
-    warnings, history = (*prompt_remarks(request), *learnt.warnings()), tuple(meter.history)
+    warnings, history = tuple(learnt.warnings()), tuple(meter.history)
     return Result(inputs, text, coefficients, host.checkpoint(), learnt, warnings, history)
 
 

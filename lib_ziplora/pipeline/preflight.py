@@ -16,7 +16,8 @@ from ..lora.io.size import FileShapes, expected_size
 from ..plots import counted
 from ..training.memory import Foreseen, foreseen_memory
 from .overlap import Overlap, overlap_of
-from .prepare import examine, prompt_remarks
+from .prepare import examine
+from .suitability import request_remarks
 
 APART = 1.5
 """Up to so many times the overlap of chance, LoRAs count as apart."""
@@ -80,7 +81,7 @@ def preflight(request: MergeRequest, host: Host) -> Preflight:
             problems.append(str(error))
     if overlap and overlap.obstacle and request.settings.method != "direct":
         problems.append(overlap.obstacle)
-    remarks = prompt_remarks(found.request) if request.settings.method != "direct" else []
+    remarks = request_remarks(found.request, headers, host)
     memory = _memory(request, host, shapes)
     return Preflight(
         names,

@@ -13,12 +13,13 @@ from ..config import LoraInput, MergeRequest
 from ..errors import ConfigError, HostError, IncompatibleError, UnsupportedLoraError, ZipLoraError
 from ..hosts import Host
 from ..library.header_cache import InspectedFile, inspect_file
-from ..library.prompts import Prompted, combined_prompt, prompt_notes, suggested_prompt
+from ..library.prompts import Prompted, combined_prompt, suggested_prompt
 from ..lora.io.inspect import LoraHeader, require_sdxl
 from ..lora.io.sidecar import check_sidecar, sidecar_path
 from ..lora.io.write import EXTENSION, check_output
 from ..report.saved import SavedMerge
 from ..training.images import check_images
+from .suitability import for_distilled, require_fitting
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,9 @@ def examine(request: MergeRequest, host: Host) -> Examination:
                 check_images(chosen.images)
         with found.collecting():
             host.check()
+    if len(found.files) == len(request.loras):
+        with found.collecting():
+            require_fitting(request, found.inspected, host)
     return found
 
 
@@ -176,7 +180,7 @@ def _resolve_prompts(found: Examination, host: Host) -> None:
             loras.append(_with_prompt(chosen, suggestion))
     if len(loras) < len(request.loras):
         return
-    settings = request.settings
+    settings = for_distilled(request.settings, host)
     if settings.wants_combined and not settings.combined_prompt.strip():
         parts = [
             Prompted(lora.role, lora.prompt, trigger) for lora, trigger in zip(loras, suggested, strict=True)
@@ -200,10 +204,3 @@ def _with_prompt(chosen: LoraInput, suggestion: str) -> LoraInput:
             "Write the prompt that draws it, trigger words included."
         )
     return dataclasses.replace(chosen, prompt=prompt)
-
-
-def prompt_remarks(request: MergeRequest) -> list[str]:
-    """Sentences on what the prompts of a prepared request say and a merge doesn't follow; none twice."""
-    settings = request.settings
-    prompts = [lora.prompt for lora in request.loras] + [settings.combined_prompt, settings.negative_prompt]
-    return list(dict.fromkeys(note for prompt in prompts for note in prompt_notes(prompt)))

@@ -1,9 +1,7 @@
-"""Finding, judging and loading an SDXL checkpoint with diffusers, and its UNet as a denoiser."""
+"""Loading an SDXL checkpoint with diffusers, and its UNet as a denoiser."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,8 @@ from torch import Tensor, nn
 
 from ...denoiser import Conditioning, PredictionType
 from ...errors import HostError
+from ...lora.io.container import header_of
+from .checkpoint import VELOCITY, check_schedule, prediction_of, variant_of
 
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 SIZE_IDS = 6
@@ -53,16 +53,14 @@ def denoiser_of(pipeline: Any) -> DiffusersDenoiser:
     """The pipeline's UNet with the noise schedule of its scheduler's configuration.
 
     Raises:
-        HostError: the UNet predicts something other than the noise or v.
+        HostError: another noise than SDXL's, or something else is predicted than the noise or v.
     """
     from diffusers import DDPMScheduler
 
-    kind = pipeline.scheduler.config.get("prediction_type", "epsilon")
-    if kind not in ("epsilon", "v_prediction"):
-        raise HostError(
-            f"The checkpoint's scheduler says prediction_type {kind!r}; epsilon or v_prediction is needed."
-        )
-    schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
+    scheduler = pipeline.scheduler
+    check_schedule("the checkpoint", scheduler.config, type(scheduler).__name__)
+    kind: PredictionType = scheduler.config.get("prediction_type") or "epsilon"
+    schedule = DDPMScheduler.from_config(scheduler.config)
     unet = pipeline.unet
     return DiffusersDenoiser(
         unet=unet,
@@ -103,123 +101,6 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     if dtype not in DTYPES:
         raise HostError(f"dtype must be auto or one of {', '.join(DTYPES)}, not {dtype!r}.")
     return DTYPES[dtype]
-
-
-def check_checkpoint(path: Path) -> None:
-    """Refuse, from its configuration or header alone, what is no SDXL base checkpoint.
-
-    Raises:
-        HostError: not there, not safetensors, SD 1.5 or 2, the refiner, an inpainting model.
-    """
-    if path.is_dir():
-        _check_folder(path)
-    elif path.is_file():
-        _check_file(path)
-    else:
-        raise HostError(f"There is no checkpoint at {path}; give a diffusers folder or a .safetensors file.")
-
-
-def _check_folder(path: Path) -> None:
-    index = _read_json(path / "model_index.json")
-    unet = _read_json(path / "unet" / "config.json")
-    has = [index.get(part) not in (None, [None, None]) for part in ("text_encoder", "text_encoder_2")]
-    _judge(
-        path,
-        text_encoders=(has[0], has[1]),
-        size_conditioning=unet.get("addition_embed_type") == "text_time",
-        channels=unet.get("in_channels", 4),
-    )
-    unet_files(path)
-
-
-def _check_file(path: Path) -> None:
-    from safetensors import SafetensorError, safe_open
-
-    if path.suffix != ".safetensors":
-        raise HostError(
-            f"{path.name} is not a .safetensors file; convert the checkpoint to safetensors first."
-        )
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            names = set(file.keys())
-            stem = "model.diffusion_model.input_blocks.0.0.weight"
-            channels = file.get_slice(stem).get_shape()[1] if stem in names else None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise HostError(f"{path.name} can't be read as safetensors ({error}); download it again.") from error
-    if channels is None:
-        raise HostError(
-            f"{path.name} holds no Stable Diffusion UNet; is it a LoRA or a part of a checkpoint?"
-        )
-    _judge(
-        path,
-        text_encoders=(
-            any(n.startswith("conditioner.embedders.0.transformer.") for n in names),
-            any(n.startswith("conditioner.embedders.1.model.") for n in names)
-            or any(n.startswith("conditioner.embedders.0.model.") for n in names),
-        ),
-        size_conditioning="model.diffusion_model.label_emb.0.0.weight" in names,
-        channels=channels,
-    )
-
-
-def _judge(path: Path, *, text_encoders: tuple[bool, bool], size_conditioning: bool, channels: int) -> None:
-    need = "Choose an SDXL base checkpoint."
-    if text_encoders == (False, True):
-        raise HostError(f"{path.name} is the SDXL refiner, which LoRAs are not made for. {need}")
-    if text_encoders != (True, True) or not size_conditioning:
-        raise HostError(f"{path.name} is not SDXL (no second text encoder or no size conditioning). {need}")
-    if channels != 4:
-        raise HostError(
-            f"{path.name} takes {channels} input channels instead of 4: an inpainting or editing model. {need}"
-        )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise HostError(
-            f"{path.parent} has no {path.name}: it is no diffusers checkpoint. "
-            "Give the folder that holds model_index.json, or a .safetensors file."
-        ) from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise HostError(f"{path} can't be read ({error}).") from error
-    if not isinstance(data, dict):
-        raise HostError(f"{path} is no diffusers configuration: it holds no JSON object.")
-    return data
-
-
-def unet_files(path: Path) -> list[Path]:
-    """The checkpoint file itself, or the safetensors files of a folder's UNet (one variant).
-
-    Raises:
-        HostError: the folder's UNet is not stored as safetensors.
-    """
-    if path.is_file():
-        return [path]
-    files = sorted((path / "unet").glob("*.safetensors"))
-    variant = variant_of(files)
-    files = [f for f in files if (".fp16." in f.name) == (variant == "fp16")]
-    if not files:
-        raise HostError(
-            f"{path / 'unet'} holds no .safetensors file; only safetensors checkpoints are loaded."
-        )
-    return files
-
-
-def variant_of(files: Sequence[Path]) -> str | None:
-    """``fp16`` where a folder holds nothing but that variant."""
-    return "fp16" if files and all(".fp16." in f.name for f in files) else None
-
-
-def sha256_of(files: Sequence[Path]) -> str:
-    """sha256, lower-case hex, of the files' bytes one after the other."""
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as stream:
-            for block in iter(lambda: stream.read(1 << 20), b""):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def load_pipeline(path: Path, config: Path | None, device: torch.device, dtype: torch.dtype) -> Any:
@@ -277,15 +158,12 @@ def _cached_config() -> str:
 
 
 def _adopt_schedule_marks(pipeline: Any, path: Path) -> None:
-    """Single files say v-prediction and zero terminal SNR by tensors called ``v_pred`` and ``ztsnr``."""
-    from safetensors import safe_open
-
-    with safe_open(str(path), framework="pt") as file:
-        names = set(file.keys())
+    """Single files say v-prediction and zero terminal SNR by tensors called ``v_pred`` and ``ztsnr``, or metadata."""
+    header = header_of(path)
     marks: dict[str, Any] = {}
-    if "v_pred" in names:
+    if "v_pred" in header.tensors or prediction_of(header.metadata) in VELOCITY:
         marks["prediction_type"] = "v_prediction"
-    if "ztsnr" in names:
+    if "ztsnr" in header.tensors:
         marks["rescale_betas_zero_snr"] = True
     if marks:
         pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **marks)
