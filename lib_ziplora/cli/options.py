@@ -44,6 +44,7 @@ def _add(group: Any, one: Described, **more: Any) -> None:
         more |= {"dest": _dest(one), "required": one.default is MISSING}
     if one.kind is bool:
         more["action"] = "store_false" if one.default else "store_true"
+        text += "" if one.default else " (default False)"
     elif one.kind is tuple:
         more |= {"action": "append", "type": one.item, "default": [], "metavar": one.item.__name__.upper()}
     elif flags[0].startswith("-"):

@@ -149,18 +149,18 @@ class Service(JobQueue):
         remarks = [drawn.stopped] if drawn.stopped else []
         preview = None
         if comparison.request.preview:
-            preview, problem = self._preview(drawn)
+            preview, problem = self._preview(comparison.request.source, drawn)
             remarks += [problem] if problem else []
         pictures = Pictures(len(drawn.pictures), drawn.plan.count, drawn.file, preview, tuple(remarks))
         job.result = Result(pictures=pictures, drawn=drawn)
         return ("interrupted", drawn.stopped) if drawn.stopped and self.host.interrupted() else ("done", "")
 
-    def _preview(self, drawn: Comparison) -> tuple[Path | None, str]:
+    def _preview(self, merged: str, drawn: Comparison) -> tuple[Path | None, str]:
         """The picture that was made the preview, or why there is none."""
         best = drawn.best_preview()
         if best is None:
             return None, NO_PREVIEW
         try:
-            return write_preview(drawn.plan.name, self.host, best), ""
+            return write_preview(merged, self.host, best), ""
         except ZipLoraError as error:
             return None, str(error)

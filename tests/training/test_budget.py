@@ -88,11 +88,11 @@ def test_the_fastest_plan_that_the_free_memory_has_room_for_is_taken_and_told(
 
 
 def test_the_report_says_which_plan_was_taken(host, monkeypatch):
-    assert run(request(method="ziplora", steps=1), host).plan == Plan(True, 0.0).description
+    assert run(request(method="ziplora", steps=1), host).learnt.plan == Plan(True, 0.0).description
     asked = request(method="ziplora", steps=1, batching="separate", checkpointing="on")
-    assert run(dataclasses.replace(asked, overwrite=True), host).plan == Plan(False, 1.0).description
+    assert run(dataclasses.replace(asked, overwrite=True), host).learnt.plan == Plan(False, 1.0).description
     direct = dataclasses.replace(request(method="direct"), overwrite=True)
-    assert run(direct, host).plan == ""
+    assert run(direct, host).learnt.plan == ""
 
 
 @pytest.mark.parametrize(
