@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +16,7 @@ from ..jobs.requests import Pictures, Prepared
 from ..jobs.service import Service
 from ..library import overview
 from ..library.card import card_path
+from ..lora.io.atomic import atomic_text, atomic_write, probe
 from ..pictures.compare import save_sheet
 from ..pictures.comparison import Comparison
 from ..pictures.matrix_sheet import Sheet
@@ -33,7 +35,7 @@ PICTURES = "ziplora-pictures"
 def merge(args: argparse.Namespace) -> int:
     """``merge`` and ``re-export``: write the LoRA and print where it is."""
     if args.figures:
-        _check_report(args.figures)
+        _check_report(args.figures, args.force)
     job = _run(args, _host(args))
     report = job.report
     if report is None:
@@ -49,18 +51,19 @@ def merge(args: argparse.Namespace) -> int:
             f"{learnt.heldout_loss_start:.3f} (plain sum) -> {learnt.heldout_loss_end:.3f}"
         )
     if args.figures:
-        _write_json(args.figures, report.to_json(), f"The LoRA {report.output} is written, but its report")
+        sentence = f"The LoRA {report.output} is written, but its report"
+        _write_json(args.figures, report.to_json(), sentence, args.force)
     return OK
 
 
 def matrix(args: argparse.Namespace) -> int:
     """``matrix``: merge every subject with every style, and print how each pair has ended."""
     if args.figures:
-        _check_report(args.figures)
+        _check_report(args.figures, args.force)
     job = _run(args, _host(args))
     cells = job.result.pairs
     if isinstance(job.result.drawn, Sheet):
-        _save_sheet(job.result.drawn, args.sheet)
+        _save_sheet(job.result.drawn, args.sheet, args.force)
     _warn_of(job.result.pictures)
     for cell in cells:
         told = f"{cell.seconds:.0f} s" if cell.state == "done" else cell.sentence
@@ -68,7 +71,7 @@ def matrix(args: argparse.Namespace) -> int:
         for warning in cell.report.warnings if cell.report else ():
             print(f"  warning: {warning}")
     if args.figures:
-        _write_json(args.figures, [cell.to_json() for cell in cells], "The report")
+        _write_json(args.figures, [cell.to_json() for cell in cells], "The report", args.force)
     if job.state == "interrupted":
         raise Interrupted(job.error)
     return FAILED if any(cell.state in ("refused", "failed") for cell in cells) else OK
@@ -143,11 +146,14 @@ def _warn_of(pictures: Pictures | None) -> None:
     _warn(pictures.remarks if pictures else ())
 
 
-def _save_sheet(sheet: Sheet, file: Path) -> None:
+def _save_sheet(sheet: Sheet, file: Path, replace: bool) -> None:
     """The sheet as a file; the merges stay, whatever becomes of it."""
+    from PIL.Image import registered_extensions
+
     try:
-        sheet.image.save(file)
-    except (OSError, ValueError) as error:
+        with atomic_write(file, replace) as temporary:
+            sheet.image.save(temporary, registered_extensions()[file.suffix.lower()])
+    except (ZipLoraError, ValueError) as error:
         _warn([f"The sheet {file} was not written: {error}"])
 
 
@@ -202,17 +208,17 @@ def serve(args: argparse.Namespace) -> int:
     return OK
 
 
-def _check_report(path: Path) -> None:
-    """Find out before the merge whether the report can be written, and that it replaces no LoRA."""
+def _check_report(path: Path, replace: bool) -> None:
+    """Find out before the merge whether the report can be written, and that it replaces nothing unasked."""
     if path.suffix == SUFFIX:
         raise OutputError(f"The report {path} would be named like a LoRA; give it a name that ends in .json.")
     if not path.parent.is_dir():
         raise OutputError(f"The folder {path.parent} of the report does not exist; create it first.")
+    if os.path.lexists(path) and (path.is_dir() or not replace):
+        raise OutputError(f"The report {path} exists already; give another name, or --force.")
     try:
-        new = not path.exists()
-        path.open("a").close()
-        if new:
-            path.unlink()
+        with probe(path) as temporary:
+            temporary.open("xb").close()
     except OSError as error:
         raise OutputError(
             f"The report {path} can't be written ({error.strerror}); give another file."
@@ -227,11 +233,11 @@ def _require_no_card(path: Path, output: Path) -> None:
         )
 
 
-def _write_json(path: Path, found: object, sentence: str) -> None:
+def _write_json(path: Path, found: object, sentence: str, replace: bool) -> None:
     try:
-        path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{sentence} {path} can't be written ({error.strerror}).") from error
+        atomic_text(path, json.dumps(found, indent=2) + "\n", replace)
+    except OutputError as error:
+        raise OutputError(f"{sentence} was not written: {error}") from error
 
 
 def _check_sheet(path: Path, replace: bool) -> None:
@@ -247,13 +253,9 @@ def _check_sheet(path: Path, replace: bool) -> None:
 def _write_page(file: Path, found: Document, replace: bool) -> None:
     if file.suffix.lower() not in (".html", ".htm"):
         raise OutputError(f"The page {file} needs a name that ends in .html.")
-    try:
-        with file.open("w" if replace else "x", encoding="utf-8") as stream:
-            stream.write(page(found))
-    except FileExistsError as error:
-        raise OutputError(f"{file} exists already; give another name, or --force.") from error
-    except OSError as error:
-        raise OutputError(f"The page {file} can't be written ({error.strerror}).") from error
+    if os.path.lexists(file) and not replace:
+        raise OutputError(f"{file} exists already; give another name, or --force.")
+    atomic_text(file, page(found), replace)
     print(f"Wrote {file}", file=sys.stderr)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from ..config import labels
 from ..errors import OutputError, ZipLoraError
 from ..hosts import Drawn, Host
-from ..lora.io.atomic import atomic_write
+from ..lora.io.atomic import atomic_text, atomic_write
 from ..lora.io.sidecar import sidecar_path
 from ..report.report import MergeReport
 from ..report.saved import SavedMerge, merged_file, read_saved, saved_path
@@ -82,8 +82,7 @@ def _write(path: Path, host: Host) -> Path:
     card = filled(current, card_of(read_saved(path), host))
     if card != current:
         text = json.dumps(card, indent=4, ensure_ascii=False) + "\n"
-        with atomic_write(file, overwrite=True) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        atomic_text(file, text, overwrite=True)
     return file
 
 

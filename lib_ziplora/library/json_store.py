@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import secrets
 from pathlib import Path
 from typing import Any
 
+from ..errors import OutputError
 from ..hosts import Host, KeepsData
+from ..lora.io.atomic import atomic_text
 
 log = logging.getLogger(__name__)
 
@@ -40,13 +40,8 @@ def read_json(path: Path) -> Any:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a file in one step, so that another program never finds half of it."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_text(json.dumps(content), encoding="utf-8")
-            os.replace(temporary, path)  # noqa: PTH105
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
+        atomic_text(path, json.dumps(content), overwrite=True)
+    except (OSError, OutputError) as error:
         log.warning("%s can't be written (%s); it is forgotten at the next start.", path, error)

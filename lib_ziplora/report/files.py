@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 
 from ..errors import OutputError, ZipLoraError
-from ..lora.io.atomic import atomic_write
+from ..lora.io.atomic import atomic_text
 from .document import GENERATOR, Document, document_of
 from .html import page
 from .report import MergeReport
@@ -79,8 +79,7 @@ def write_report(document: Document, lora: Path) -> None:
             raise OutputError(f"{path.name} exists already and is no report of ZipLoRA. Move it away.")
     text = json.dumps(document.to_json(), indent=2, allow_nan=False)
     for path, content in ((web, page(document)), (data, f"{text}\n")):
-        with atomic_write(path, overwrite=True) as temporary:
-            temporary.write_text(content, encoding="utf-8")
+        atomic_text(path, content, overwrite=True)
 
 
 def is_report(path: Path) -> bool:

@@ -186,7 +186,7 @@ def read_saved(path: Path) -> SavedMerge:
     lora = path.with_suffix(LORA_ENDING)
     if lora.is_file():
         note = read_recipe(inspect_header(lora).metadata).get("coefficients")
-        if isinstance(note, dict) and note.get("sha256") != sha256:
+        if not isinstance(note, dict) or note.get("sha256") != sha256:
             raise LoraFileError(
                 f"{path.name} and {lora.name} are of different merges. Put the two files back together that "
                 "were written together, or merge again."

@@ -121,6 +121,9 @@ def test_failures_are_one_sentence_and_leave_nothing(
     taken.write_bytes(b"mine")
     pickle = tmp_path / "old.pt"
     pickle.write_bytes(b"PK\x03\x04")
+    theirs, linked = tmp_path / "theirs.txt", tmp_path / "linked.json"
+    theirs.write_text("mine")
+    linked.symlink_to(theirs)
     direct = ("--method", "direct")
     for arguments, says in (
         (("nowhere.safetensors", PAIR[1], "-o", str(out), *direct), "nowhere.safetensors"),
@@ -133,6 +136,8 @@ def test_failures_are_one_sentence_and_leave_nothing(
         ((*PAIR, "-o", str(out), *direct, "--report", str(tmp_path / "no" / "r.json")), "report"),
         ((*PAIR, "-o", str(out), *direct, "--report", str(tmp_path)), "report"),
         ((*PAIR, "-o", str(out), *direct, "--report", str(taken)), "named like a LoRA"),
+        ((*PAIR, "-o", str(out), *direct, "--report", str(theirs)), "exists already"),
+        ((*PAIR, "-o", str(out), *direct, "--report", str(linked)), "exists already"),
         ((*PAIR, "-o", str(out), *direct, "--device", "gpu"), "no device 'gpu'"),
         ((f"{'x' * 300}.safetensors", PAIR[1], "-o", str(out), *direct), "no LoRA named xxx"),
         ((*PAIR, "-o", str(tmp_path / f"{'x' * 300}.safetensors"), *direct), "longer than"),
@@ -142,7 +147,8 @@ def test_failures_are_one_sentence_and_leave_nothing(
         assert says in message
         assert "error:" in message
         assert "Traceback" not in message
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["old.pt", "taken.safetensors"]
+    names = ["linked.json", "old.pt", "taken.safetensors", "theirs.txt"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == names and theirs.read_text() == "mine"
     assert taken.read_bytes() == b"mine"
 
 

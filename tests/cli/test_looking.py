@@ -81,7 +81,10 @@ def test_matrix_merges_what_it_can(tmp_path: Path, capsys: pytest.CaptureFixture
     assert f"{name}: done" in printed.out and "gone" in printed.err
     assert (tmp_path / f"{name}.safetensors").is_file()
     assert [row["state"] for row in json.loads(report.read_text())] == ["done", "refused"]
+    before = report.read_bytes()
     assert cli.main(asked) == 1
+    assert f"{report} exists already" in capsys.readouterr().err and report.read_bytes() == before
+    assert cli.main(asked[:-2]) == 1
     assert "no pair left" in capsys.readouterr().err
 
 

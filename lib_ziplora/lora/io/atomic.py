@@ -38,6 +38,12 @@ def atomic_write(file: Path, overwrite: bool) -> Iterator[Path]:
         yield temporary
 
 
+def atomic_text(file: Path, text: str, overwrite: bool) -> None:
+    """Write a text in UTF-8, whole or not at all, as in ``atomic_writes``."""
+    with atomic_write(file, overwrite) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 @contextlib.contextmanager
 def atomic_writes(files: Sequence[Path], overwrite: bool) -> Iterator[list[Path]]:
     """Hidden files to write to, which get their names together when the block ends well.

@@ -26,7 +26,7 @@ from ..untrusted_json import Scanner
 # take up to some 60 MB.
 HEADER_LIMIT = 100_000_000
 TENSOR_LIMIT = 8_192
-METADATA_LIMIT = 2_000
+METADATA_LIMIT = 8_192
 DIMENSION_LIMIT = 8
 SIZE_LIMIT = 1 << 28
 # Characters of a tensor's entry.
