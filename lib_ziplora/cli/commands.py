@@ -35,7 +35,7 @@ PICTURES = "ziplora-pictures"
 def merge(args: argparse.Namespace) -> int:
     """``merge`` and ``re-export``: write the LoRA and print where it is."""
     if args.figures:
-        _check_report(args.figures, args.force)
+        _check_report(args.figures, args.request.overwrite)
     job = _run(args, _host(args))
     report = job.report
     if report is None:
@@ -52,18 +52,18 @@ def merge(args: argparse.Namespace) -> int:
         )
     if args.figures:
         sentence = f"The LoRA {report.output} is written, but its report"
-        _write_json(args.figures, report.to_json(), sentence, args.force)
+        _write_json(args.figures, report.to_json(), sentence, args.request.overwrite)
     return OK
 
 
 def matrix(args: argparse.Namespace) -> int:
     """``matrix``: merge every subject with every style, and print how each pair has ended."""
     if args.figures:
-        _check_report(args.figures, args.force)
+        _check_report(args.figures, args.request.overwrite)
     job = _run(args, _host(args))
     cells = job.result.pairs
     if isinstance(job.result.drawn, Sheet):
-        _save_sheet(job.result.drawn, args.sheet, args.force)
+        _save_sheet(job.result.drawn, args.sheet, args.request.overwrite)
     _warn_of(job.result.pictures)
     for cell in cells:
         told = f"{cell.seconds:.0f} s" if cell.state == "done" else cell.sentence
@@ -71,7 +71,7 @@ def matrix(args: argparse.Namespace) -> int:
         for warning in cell.report.warnings if cell.report else ():
             print(f"  warning: {warning}")
     if args.figures:
-        _write_json(args.figures, [cell.to_json() for cell in cells], "The report", args.force)
+        _write_json(args.figures, [cell.to_json() for cell in cells], "The report", args.request.overwrite)
     if job.state == "interrupted":
         raise Interrupted(job.error)
     return FAILED if any(cell.state in ("refused", "failed") for cell in cells) else OK
