@@ -26,6 +26,11 @@ class Extension(ModuleType):
     def __init__(self, folder: Path) -> None:
         super().__init__("networks")
         self.folder, self.available_networks = folder, {}
+        self.available_network_aliases: dict[str, Any] = {}
+        self.networks_in_memory: dict[str, Any] = {}
+        self.network = SimpleNamespace(
+            NetworkOnDisk=lambda name, file: SimpleNamespace(name=name, alias=name, filename=file)
+        )
         self.emptied, self.go_on = threading.Event(), threading.Event()
 
     def list_available_networks(self) -> None:
@@ -51,6 +56,10 @@ def extension(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Exten
     paths: Any = ModuleType("modules.paths")
     modules: Any = ModuleType("modules")
     modules.shared, modules.paths, paths.models_path = shared, paths, str(tmp_path)
+    processing: Any = SimpleNamespace(cached_c=[], cached_uc=[], cached_hr_c=[], cached_hr_uc=[])
+    modules.processing = SimpleNamespace(
+        StableDiffusionProcessing=processing, StableDiffusionProcessingTxt2Img=processing
+    )
     for name, module in {"modules": modules, "modules.shared": shared, "networks": found}.items():
         monkeypatch.setitem(sys.modules, name, module)
     yield found
@@ -75,6 +84,29 @@ def test_a_file_that_has_just_been_written_is_listed(extension: Extension) -> No
     (extension.folder / "new.safetensors").write_bytes(b"")
     (extension.folder / "cat.safetensors").unlink()
     assert [lora.name for lora in loras.installed()] == ["dog", "ink", "new"]
+
+
+def test_the_list_never_shrinks_while_merges_are_written(extension: Extension) -> None:
+    extension.go_on.set()
+    extension.list_available_networks()
+    seen: list[int] = []
+    written = threading.Event()
+
+    def poll() -> None:
+        while not written.is_set():
+            seen.append(len(loras.known(extension)))
+
+    polling = threading.Thread(target=poll)
+    polling.start()
+    for number in range(10):
+        file = extension.folder / f"merge {number}.safetensors"
+        file.write_bytes(b"")
+        loras.refresh(file, None)
+    written.set()
+    polling.join(SECONDS)
+    assert seen == sorted(seen) and min(seen) >= len(NAMES)
+    assert len(loras.known(extension)) == len(NAMES) + 10
+    assert extension.available_network_aliases["merge 9"].filename.endswith("merge 9.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ def refresh(path: Path, model: Any | None) -> None:
     networks = extension()
     if networks is None:
         return
-    networks.list_available_networks()
+    _list(networks, path)
     stale = [
         n for n, net in networks.networks_in_memory.items() if Path(net.network_on_disk.filename) == path
     ]
@@ -157,6 +157,17 @@ def refresh(path: Path, model: Any | None) -> None:
     if model is not None:
         take_off(model)
     _clear_conditioning_caches()
+
+
+def _list(networks: Any, path: Path) -> None:
+    """Put one file on the extension's list.
+
+    The extension's own listing empties the list first, and whoever looks meanwhile finds half of it.
+    """
+    entry = networks.network.NetworkOnDisk(path.stem, str(path))
+    networks.available_networks[path.stem] = entry
+    for name in (path.stem, entry.alias):
+        networks.available_network_aliases[name] = entry
 
 
 def _clear_conditioning_caches() -> None:
