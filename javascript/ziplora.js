@@ -1,21 +1,22 @@
-/* The tab's side in the browser, for the WebUI (which loads this file by itself) and for
-   `python -m lib_ziplora serve`, where requestProgress and the txt2img tab do not exist. */
+/* The tab's side in the browser: follows the job that runs, wherever it was begun. For the WebUI (which
+   loads this file by itself) and for `python -m lib_ziplora serve`, where the txt2img tab does not exist. */
 (function() {
     "use strict";
     if (window.ziplora) return;
 
-    const TASK_KEY = "ziplora_task";
-    const POLL_MS = 400;
-    const WATCH_MS = 1500;
-    const RESTORE_MS = 500;
-    const RESTORE_TRIES = 40;
-    const SETTLE_TRIES = 10;
+    const JOB_KEY = "ziplora_job";
+    const RUNNING_MS = 400;
+    const IDLE_MS = 2500;
+    const ANSWER_MS = 5000;
     const CHECK_MS = 700;
+    const ALIVE = ["queued", "running"];
     const STARTERS = "#ziplora_generate, #ziplora_reexport, #ziplora_matrix_run";
-    let task = "";
-    let followed = "";
+    let job = remembered();     // the one that this page follows
+    let begun = "";             // the one that this page has begun
+    let kind = "";              // what the one that has ended was asked for
+    let revision = null;
+    let asked = 0;
     let timer = null;
-    let watching = null;
     let checking = null;
 
     function find(selector) {
@@ -24,19 +25,15 @@
     }
 
     function press(id) {
-        const button = find("#" + id);
+        const button = find("#ziplora_" + id);
         if (button) button.click();
     }
 
-    function inWebui() {
-        return typeof window.requestProgress === "function";
-    }
-
-    function remember(ticket) {
-        task = ticket;
+    function remember(id) {
+        job = id;
         try {
-            if (ticket) localStorage.setItem(TASK_KEY, ticket);
-            else localStorage.removeItem(TASK_KEY);
+            if (id) localStorage.setItem(JOB_KEY, id);
+            else localStorage.removeItem(JOB_KEY);
         } catch (error) {
             console.warn("ZipLoRA: the browser stores nothing, so a reload forgets the merge", error);
         }
@@ -44,7 +41,7 @@
 
     function remembered() {
         try {
-            return localStorage.getItem(TASK_KEY) || "";
+            return localStorage.getItem(JOB_KEY) || "";
         } catch (error) {
             return "";
         }
@@ -60,183 +57,156 @@
             const button = find("#ziplora_" + id);
             if (button) button.disabled = running;
         }
+        find("#ziplora_root").classList.toggle("ziplora-running", running);
+    }
+
+    // Looks at what the server has told last, and asks it again: often while a job is alive.
+    function tick() {
+        clearTimeout(timer);
+        look();
         const root = find("#ziplora_root");
-        if (root) root.classList.toggle("ziplora-running", running);
+        const seen = root && root.getClientRects().length && !document.hidden;
+        if (job || seen) press("poll");
+        timer = setTimeout(tick, job && seen ? RUNNING_MS : IDLE_MS);
     }
 
-    function follow(ticket, restored) {
-        remember(ticket);
-        followed = ticket;
+    function look() {
+        const bar = find("#ziplora_bar [data-revision]");
+        if (!bar || !bar.dataset.revision) return; // nothing was told yet
+        const told = bar.dataset;
+        if (told.revision !== revision) {
+            revision = told.revision;
+            press("refresh");
+        }
+        if (ALIVE.includes(told.state) && (!job || job === told.job)) {
+            if (!job) adopt(told.job);
+            showRunning(true);
+        } else if (job && told.job === job && Date.now() - asked > ANSWER_MS) {
+            asked = Date.now();
+            kind = told.kind;
+            press("outcome");
+        }
+    }
+
+    // A job that another page or a program has begun; its form is shown where this page has none yet.
+    function adopt(id) {
+        remember(id);
+        if (window.ziploraPickers) window.ziploraPickers.recall(id);
+    }
+
+    function submitted(id) {
+        if (!id) return [];
+        begun = id;
+        remember(id);
         showRunning(true);
-        clearInterval(watching);
-        watching = setInterval(() => press("ziplora_watch"), WATCH_MS);
-        const ended = () => {
-            if (task !== ticket) return;
-            if (restored) {
-                fetchOutcome(RESTORE_TRIES);
-            } else if (inWebui()) {
-                clearInterval(watching);
-                showRunning(false);
-            }
-        };
-        const anchor = find("#ziplora_bar");
-        if (inWebui() && anchor) {
-            window.requestProgress(ticket, anchor, null, ended, null, restored ? 0 : 40);
-        } else {
-            poll(ticket, ended);
-        }
+        tick();
+        return [];
     }
 
-    // A page that has just been loaded loses clicks until gradio listens: ask until there is an answer.
-    function fetchOutcome(tries) {
-        if (tries === 0 || find("#ziplora_result [data-outcome]")) {
-            finished();
-            return;
-        }
-        press("ziplora_restore");
-        setTimeout(() => fetchOutcome(tries - 1), RESTORE_MS);
-    }
-
-    function poll(ticket, ended) {
-        clearInterval(timer);
-        let asked = false;
-        timer = setInterval(() => {
-            const state = barState();
-            if (asked && (state === "finished" || state === "unknown")) {
-                clearInterval(timer);
-                ended();
-                return;
-            }
-            if (state && state !== "finished" && state !== "unknown") asked = true;
-            press("ziplora_poll");
-        }, POLL_MS);
-    }
-
-    // An answer that was under way when the task ended may come last: ask until the bar knows.
-    function settle(tries) {
-        if (followed) press("ziplora_watch");
-        if (inWebui()) return;
-        press("ziplora_poll");
-        setTimeout(() => {
-            if (tries > 0 && !task && barState() !== "finished" && barState() !== "unknown") settle(tries - 1);
-        }, POLL_MS);
-    }
-
-    // Whether a merge or a comparison has said how it ended (so).
-    function answered(outcome) {
-        const mark = outcome ? `[data-outcome="${outcome}"]` : "[data-outcome]";
-        return find(`#ziplora_result ${mark}, #ziplora_compare_result ${mark}`);
-    }
-
-    function barState() {
-        const bar = find("#ziplora_bar [data-state]");
-        return bar ? bar.dataset.state : "";
-    }
-
-    function finished() {
-        clearInterval(timer);
-        clearInterval(watching);
-        settle(SETTLE_TRIES);
+    function shown() {
+        const merged = kind === "MergeRequest" && find("#ziplora_result [data-outcome=done]");
+        const compares = merged && begun === job && find("#ziplora_compare_after input:checked");
+        if (merged) showCard(tag().value.replace(/^<lora:|:.*$/g, ""));
+        asked = 0;
+        begun = "";
+        remember("");
+        showRunning(false);
         const box = find("#ziplora_result");
         if (box && box.scrollIntoView) box.scrollIntoView({block: "nearest"});
-        // Without an answer (the server went away) the ticket is kept, so that the next page can ask.
-        if (answered()) remember("");
-        showRunning(false);
-        setTimeout(() => {
-            if (!answered("done")) return;
-            press("ziplora_refresh");
-            for (const tab of ["txt2img", "img2img"]) {
-                const cards = find("#" + tab + "_lora_extra_refresh_internal");
-                if (cards) cards.dispatchEvent(new Event("click"));
-            }
-        }, 300);
+        if (compares) press("compare");
+        return [];
     }
 
-    // What is told of a merge belongs to other settings now: tell it anew once nothing changes any more.
+    // Pre-flight belongs to other settings now: repeat it once nothing changes any more.
     function outdated() {
-        if (!find("#ziplora_verdict .ziplora-box")) return;
+        if (!find("#ziplora_preflight .ziplora-box")) return [];
         markOutdated(true);
         clearTimeout(checking);
         checking = setTimeout(() => {
             checking = null;
-            if (!task && find("#ziplora_verdict .ziplora-box")) press("ziplora_recheck");
+            if (!job && find("#ziplora_preflight .ziplora-box")) press("recheck");
         }, CHECK_MS);
+        return [];
     }
 
     // The answer may be the same box as before, which the page then leaves as it is.
     function checked() {
         if (!checking) markOutdated(false);
+        return [];
     }
 
     function markOutdated(old) {
-        const place = find("#ziplora_verdict");
+        const place = find("#ziplora_preflight");
         if (!place) return;
         place.classList.toggle("ziplora-outdated", old);
         place.setAttribute("aria-busy", old);
     }
 
-    function noVerdict() {
-        clearTimeout(checking);
-        checking = null;
-        markOutdated(false);
-    }
-
-    // A page that has just been loaded also shows a task that another page has begun.
-    function askForRunning(tries) {
-        const answer = find("#ziplora_running [data-ticket]");
-        if (answer && answer.dataset.ticket && !task) follow(answer.dataset.ticket, true);
-        if (answer || task || tries === 0) return;
-        press("ziplora_ask");
-        setTimeout(() => askForRunning(tries - 1), RESTORE_MS);
-    }
-
     function tag() {
-        const box = find("#ziplora_tag textarea, #ziplora_tag input");
-        return box ? box.value : "";
+        return find("#ziplora_tag textarea, #ziplora_tag input");
     }
 
     function copyTag() {
-        const box = find("#ziplora_tag textarea, #ziplora_tag input");
-        if (!box) return;
+        const box = tag();
         if (navigator.clipboard && window.isSecureContext) {
             navigator.clipboard.writeText(box.value);
         } else {
             box.select();
             document.execCommand("copy");
         }
+        return [];
     }
 
-    function sendToTxt2img() {
-        const prompt = find("#txt2img_prompt textarea");
-        if (!prompt || !tag()) return;
-        if (!prompt.value.includes(tag())) {
-            prompt.value = (prompt.value.trimEnd() + " " + tag()).trimStart();
-            window.updateInput(prompt);
+    // Puts into a prompt what a click on the LoRA's card would, but nothing that is there already.
+    function send(tab) {
+        const prompt = find(`#${tab}_prompt textarea`);
+        if (!prompt) return [];
+        const [, lora, words] = tag().value.match(/^(<lora:[^>]*>)?\s*(.*)$/s);
+        const parts = [[lora, (lora || "").replace(/[^:]*>$/, "")], [words, words]];
+        for (const [part, known] of parts) {
+            if (part && !prompt.value.includes(known)) prompt.value = (prompt.value.trimEnd() + " " + part).trimStart();
         }
-        window.switch_to_txt2img();
+        window.updateInput(prompt);
+        window["switch_to_" + tab]();
+        return [];
     }
 
-    // values: the ticket, empty when the request was refused, then what the merge needs.
-    window.submit_ziplora = function(count, ...values) {
-        if (values[0]) follow(values[0], false);
-        return values.slice(0, count);
-    };
+    // Gives a LoRA its card in the WebUI's panes. The WebUI's own refresh empties its list for a while.
+    function showCard(name) {
+        for (const tab of ["txt2img", "img2img"]) {
+            const pane = find(`#${tab}_lora_cards`);
+            if (!pane || typeof window.requestGet !== "function") continue;
+            window.requestGet("./sd_extra_networks/get-single-card", {page: "lora", tabname: tab, name}, (data) => {
+                if (!data || !data.html) return;
+                const holder = document.createElement("div");
+                holder.innerHTML = data.html;
+                const card = holder.firstElementChild;
+                card.style.display = "";
+                const old = [...pane.querySelectorAll(".card")].find((other) => other.dataset.name === name);
+                if (old) old.replaceWith(card);
+                else pane.appendChild(card);
+            });
+        }
+    }
 
-    window.ziplora = {finished, outdated, checked, copyTag, sendToTxt2img, ticket: () => [task], followed: () => [followed]};
+    function chosenPicture() {
+        const thumbnails = [...document.querySelectorAll("#ziplora_compare_gallery .thumbnail-small")];
+        return thumbnails.findIndex((thumbnail) => thumbnail.classList.contains("selected"));
+    }
+
+    window.ziplora = {submitted, shown, outdated, checked, copyTag, send, showCard, chosenPicture, followed: () => job};
 
     function start(root) {
         root.addEventListener("click", (event) => {
-            if (event.target.closest(STARTERS)) noVerdict();
+            if (!event.target.closest(STARTERS)) return;
+            clearTimeout(checking);
+            checking = null;
+            markOutdated(false);
         }, true);
         if (find("#txt2img_prompt")) root.classList.add("ziplora-in-webui");
-        showRunning(false);
-        new IntersectionObserver((entries, observer) => {
-            if (!entries.some((entry) => entry.isIntersecting)) return;
-            observer.disconnect();
-            press("ziplora_refresh");
-        }).observe(root);
-        if (remembered()) follow(remembered(), true);
-        else askForRunning(RESTORE_TRIES);
+        showRunning(Boolean(job));
+        new IntersectionObserver(tick).observe(root);
+        document.addEventListener("visibilitychange", tick);
     }
 
     const waiting = setInterval(() => {

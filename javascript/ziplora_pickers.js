@@ -6,7 +6,7 @@
     if (window.ziploraPickers) return;
 
     const BATCH = 50;
-    const JUDGE_MS = 400;
+    const INSPECT_MS = 400;
     const GAP = 4;
     const MOST_HEIGHT = 420;
     const STATES = ["unusable", "usable", "pending"];
@@ -34,9 +34,17 @@
         const text = holder ? holder.dataset.loras : "[]";
         if (text !== loras.text) {
             const rows = JSON.parse(text).map(([name, note, state]) => ({name, note, state: STATES[state], low: name.toLowerCase()}));
-            loras = {text, rows, known: Boolean(holder) && holder.dataset.known === "1"};
+            const known = Boolean(holder) && holder.dataset.known === "1";
+            if (loras.known && known) showCards(rows);
+            loras = {text, rows, known};
         }
         return loras;
+    }
+
+    // LoRAs that were not there before get their cards in the WebUI's panes.
+    function showCards(rows) {
+        const before = new Set(loras.rows.map((row) => row.name));
+        for (const row of rows) if (!before.has(row.name)) window.ziplora.showCard(row.name);
     }
 
     // Those that have every word, in a list of its own; a name that begins with the words comes first.
@@ -242,11 +250,12 @@
         return made;
     }
 
-    // The server judges a folder's files bit by bit; it is asked on while somebody looks at the tab.
-    function judgeOn() {
+    // The server inspects a folder's files bit by bit; it is asked on while somebody looks at the tab.
+    function inspectOn() {
         const holder = find("#ziplora_catalog [data-loras]");
         if (open && holder && holder.dataset.loras !== loras.text) open.update();
-        if (holder && Number(holder.dataset.pending) > 0) setTimeout(() => seen() && press("ziplora_judge"), JUDGE_MS);
+        catalog();
+        if (holder && Number(holder.dataset.pending) > 0) setTimeout(() => seen() && press("ziplora_inspect"), INSPECT_MS);
     }
 
     function shown(id) {
@@ -283,14 +292,14 @@
     function start() {
         for (const box of root.querySelectorAll(".ziplora-picker")) new Picker(box);
         for (const [id, title] of [["generate", "Ctrl+Enter"], ["skip", "Alt+Enter"], ["interrupt", "Esc"],
-            ["swap", "Exchange subject and style"]]) {
+            ["swap", "Swap subject and style"]]) {
             const button = find("#ziplora_" + id);
             if (button) button.title = title;
         }
         const swap = find("#ziplora_swap");
         if (swap) swap.setAttribute("aria-keyshortcuts", "Alt+S");
-        new MutationObserver(judgeOn).observe(find("#ziplora_catalog"), {childList: true, subtree: true});
-        judgeOn();
+        new MutationObserver(inspectOn).observe(find("#ziplora_catalog"), {childList: true, subtree: true});
+        inspectOn();
         root.addEventListener("click", (event) => {
             const button = event.target.closest("[data-recent]");
             if (!button || button.disabled) return;
@@ -305,7 +314,14 @@
         }
     }
 
-    window.ziploraPickers = {recalled: () => [recalled]};
+    // Fills the form with a job that is found running, unless something is chosen already.
+    function recall(job) {
+        if (["subject", "style"].some((side) => find(`#ziplora_${side} input, #ziplora_${side} textarea`)?.value)) return;
+        recalled = job;
+        press("ziplora_recall");
+    }
+
+    window.ziploraPickers = {recall, recalled: () => [recalled]};
 
     const waiting = setInterval(() => {
         const app = typeof window.gradioApp === "function" ? window.gradioApp() : document;

@@ -71,7 +71,7 @@ class MergeSettings:
     )
     combined_prompt: str = option(
         "",
-        "Prompt for both together",
+        "Combined prompt",
         "What you will draw with the merge, with the trigger words of all LoRAs; the merge stays close to what the "
         "balanced sum draws for it. Empty: made of their own prompts",
     )
@@ -94,7 +94,14 @@ class MergeSettings:
         maximum=1.0,
         step=0.05,
     )
-    seed: int = option(0, "Merge seed", "Seed of the samples", minimum=0, maximum=2**32 - 1, step=1)
+    seed: int = option(
+        0,
+        "Merge seed",
+        "Seed of the samples; -1 in the tab is a random one",
+        minimum=0,
+        maximum=2**32 - 1,
+        step=1,
+    )
     width: int = option(
         0,
         "Sample width",
@@ -183,7 +190,7 @@ class MergeSettings:
     )
     split: bool = option(
         False,
-        "Each LoRA's part as a file too",
+        "Also save one file per LoRA",
         "Also writes name_subject and name_style, which at 1 and 1 equal the merged file: a prompt can turn each",
         advanced=True,
     )

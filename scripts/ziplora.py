@@ -1,4 +1,4 @@
-"""The WebUI's way in: registers the tab, the settings' defaults and the API. Everything else is in ``lib_ziplora``.
+"""The WebUI's entry point: registers the tab, the settings' defaults and the API of ``lib_ziplora``.
 
 The package and all its parts are imported here, at load time: the WebUI takes the
 extension's folder off ``sys.path`` once its scripts have run.
@@ -13,10 +13,15 @@ from lib_ziplora.errors import HostError
 from lib_ziplora.hosts import detect
 from lib_ziplora.jobs.service import Service
 from lib_ziplora.ui import defaults, tab
-from lib_ziplora.ui.handlers import Desk
 
-desks: list[Desk] = []
 services: list[Service] = []
+
+
+def service() -> Service:
+    """The one that the tab and the API share; HostError where there is no host for it."""
+    if not services:
+        services.append(Service(detect()))
+    return services[0]
 
 
 def on_ui_settings() -> None:
@@ -25,28 +30,22 @@ def on_ui_settings() -> None:
 
 def on_ui_tabs() -> list[tuple[object, str, str]]:
     try:
-        host = detect()
+        page = tab.build(service(), defaults.chosen(shared.opts))
     except HostError as error:
-        return [(tab.refusal(str(error)), "ZipLoRA", "ziplora")]
-    desk = Desk(host)
-    desks.append(desk)
-    return [(tab.build(host, desk, defaults.chosen(shared.opts)), "ZipLoRA", "ziplora")]
+        page = tab.refusal(str(error))
+    return [(page, "ZipLoRA", "ziplora")]
 
 
 def on_app_started(_page: object, app: object) -> None:
     try:
-        service = Service(detect())
+        api.add_webui_routes(app, service())
     except HostError:
         return  # the tab says why
-    services.append(service)
-    api.add_webui_routes(app, service)
 
 
 def on_script_unloaded() -> None:
-    for desk in desks:
-        desk.interrupt_running()
-    for service in services:
-        service.stop()
+    for running in services:
+        running.stop()
 
 
 script_callbacks.on_ui_settings(on_ui_settings)

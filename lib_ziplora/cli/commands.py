@@ -191,7 +191,7 @@ def serve(args: argparse.Namespace) -> int:
 
     try:
         serve_tab(
-            host,
+            service,
             address=args.host,
             port=args.port,
             names=args.allow_host,

@@ -8,6 +8,7 @@ from html import escape
 
 from ..library.catalog import CatalogEntry
 from ..plots import counted
+from . import text
 
 CHOOSE = "Choose a LoRA."
 LIST_STATES = ("unusable", "usable", "pending")
@@ -23,7 +24,7 @@ def card(entry: CatalogEntry | None, chosen: str, picture: str = "") -> str:
         picture: a URL of its preview picture, or "".
     """
     if not chosen:
-        return f'<div class="ziplora-facts">{CHOOSE}</div>'
+        return text.facts(CHOOSE)
     if entry is None:
         gone = f"{chosen} is not installed any more. Refresh the list."
         return f'<div class="ziplora-facts ziplora-bad">{escape(gone)}</div>'

@@ -1,233 +1,109 @@
-"""The panel that draws a merge beside what it was made of."""
+"""Panel Compare: draws a merge beside what it was made of."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import gradio as gr
 
-from ..hosts import Draws, Host, Sampler
+from ..hosts import Draws, Sampler
 from ..hosts.pictures import LARGEST_GUIDANCE, LARGEST_SIDE, MOST_STEPS, SIDE_STEP
 from ..pictures.comparison import MOST_SEEDS
-from .comparing import COMPARE_VALUES, Comparisons
-from .compat import accepted, javascript, quiet, unsaved
-from .pickers import Controls, prefilled
-from .steer import TAG_NAME
+from .compat import accepted
+from .controller import TabController
+from .controls import Controls, Updates, Values, prefilled
 
-SHOWN = ("compare_result", "log")
-"""What a comparison's outcome is shown in."""
-NOTHING_CHOSEN = -1
+PROMPTS = ("compare_prompts", "compare_prompts_filled")
 
 
-def compare_panel(host: Host, comparisons: Comparisons) -> Controls:
+def compare_panel(controller: TabController, controls: Controls) -> None:
     """What to draw and how, the pictures, and the button that makes one of them the preview; nothing
     where the host can't draw."""
+    host = controller.host
     if not isinstance(host, Draws):
-        return {}
-    made: Controls = {}
-    panel = gr.Accordion("Compare", open=False, elem_id="ziplora_comparison")
-    with panel, gr.Row(elem_classes=["ziplora-row"]):
+        return
+    controls["comparison"] = gr.Accordion("Compare", open=False, elem_id="ziplora_comparison")
+    with controls["comparison"], gr.Row(elem_classes=["ziplora-row"]):
         with gr.Column(elem_classes=["ziplora-side"]):
-            made |= _what(comparisons)
-            made |= _how(host, host.default_sampler())
-            made["compare"] = unsaved(gr.Button("Compare", variant="primary", elem_id="ziplora_compare"))
+            _what(controller, controls)
+            with gr.Accordion("How the pictures are drawn", open=False, elem_id="ziplora_compare_how"):
+                _how(list(host.samplers()), host.default_sampler(), controls)
+            controls.add(gr.Button, "compare", "Compare", variant="primary")
         with gr.Column(elem_classes=["ziplora-side"], scale=2):
-            made |= _pictures()
-    return {**made, "comparison": panel}
+            _pictures(controls)
 
 
-def _what(comparisons: Comparisons) -> Controls:
-    made: Controls = {}
-    made["compare_merge"] = unsaved(
-        gr.Dropdown(
-            comparisons.merges(), value=None, label="Merge to compare", elem_id="ziplora_compare_merge"
-        )
+def _what(controller: TabController, controls: Controls) -> None:
+    controls.add(gr.Dropdown, "compare_source", controller.merges(), value=None, label="Merge to compare")
+    controls.add(
+        gr.Textbox,
+        "compare_prompts",
+        label="Prompts to compare with",
+        info="One per line; every row of pictures is drawn with each of them",
+        placeholder="The subject's, the style's, and one for both",
+        lines=3,
     )
-    made["compare_prompts"] = unsaved(
-        gr.Textbox(
-            label="Prompts to compare with",
-            info="One a line; every row of pictures is drawn with each of them",
-            placeholder="The subject's, the style's, and one for both",
-            lines=3,
-            elem_id="ziplora_compare_prompts",
-        )
-    )
-    made["compare_filled"] = gr.State("")
-    made["compare_task"] = unsaved(gr.Textbox(visible=False, label="ZipLoRA comparison"))
-    made["compare_seeds"] = gr.Slider(
-        1, MOST_SEEDS, value=1, step=1, label="Seeds of each prompt", elem_id="ziplora_compare_seeds"
-    )
-    made["compare_after"] = gr.Checkbox(
-        False, label="Compare after each merge", elem_id="ziplora_compare_after"
-    )
-    made["compare_preview"] = gr.Checkbox(
-        True,
-        label="Make the merge's picture the preview of its card, where you have none of your own",
-        elem_id="ziplora_compare_preview",
-    )
-    return made
+    controls.add_states("compare_prompts_filled")
+    seeds = {"value": 1, "step": 1, "label": "Seeds of each prompt"}
+    controls.add(gr.Slider, "compare_seeds", 1, MOST_SEEDS, saved=True, **seeds)
+    controls.add(gr.Checkbox, "compare_after", False, label="Compare after each merge", saved=True)
+    preview = "Use the merge's picture as the preview on its card, unless you have one of your own"
+    controls.add(gr.Checkbox, "compare_preview", True, label=preview, saved=True)
 
 
-def _how(host: Draws, sampler: Sampler) -> Controls:
-    made: Controls = {}
-    names = list(host.samplers())
-    side = {"minimum": 0, "maximum": LARGEST_SIDE, "step": SIDE_STEP}
-    with gr.Accordion("How the pictures are drawn", open=False, elem_id="ziplora_compare_how"):
-        made["compare_sampler"] = gr.Dropdown(
-            names,
-            value=sampler.name or names[0],
-            label="Sampler of the pictures",
-            elem_id="ziplora_compare_sampler",
-        )
-        made["compare_steps"] = gr.Slider(
-            1,
-            MOST_STEPS,
-            value=sampler.steps,
-            step=1,
-            label="Steps of a picture",
-            elem_id="ziplora_compare_steps",
-        )
-        made["compare_guidance"] = gr.Slider(
-            1,
-            LARGEST_GUIDANCE,
-            value=sampler.guidance_scale,
-            step=0.5,
-            label="CFG scale of the pictures",
-            elem_id="ziplora_compare_guidance",
-        )
-        with gr.Row(elem_classes=["ziplora-row"]):
-            for edge, value in (("width", sampler.width), ("height", sampler.height)):
-                made[f"compare_{edge}"] = gr.Slider(
-                    value=value,
-                    label=f"Picture {edge}",
-                    info="0 is the checkpoint's own",
-                    elem_id=f"ziplora_compare_{edge}",
-                    **side,
-                )
-        made["compare_seed"] = gr.Number(0, label="First seed", precision=0, elem_id="ziplora_compare_seed")
-        made["compare_negative"] = gr.Textbox(
-            sampler.negative_prompt,
-            label="Negative prompt of the pictures",
-            elem_id="ziplora_compare_negative",
-        )
-    return made
-
-
-def _pictures() -> Controls:
-    made: Controls = {}
-    made["compare_result"] = gr.HTML("", elem_id="ziplora_compare_result")
-    looks = accepted(gr.Gallery.__init__, columns=4, height="auto", object_fit="contain")
-    made["compare_gallery"] = unsaved(
-        gr.Gallery(label="Pictures", show_label=False, elem_id="ziplora_compare_gallery", **looks)
-    )
-    made["compare_ticket"], made["compare_chosen"] = gr.State(""), gr.State(NOTHING_CHOSEN)
+def _how(samplers: list[str], sampler: Sampler, controls: Controls) -> None:
+    name = sampler.name or samplers[0]
+    label = "Sampler of the pictures"
+    controls.add(gr.Dropdown, "compare_sampler", samplers, value=name, label=label, saved=True)
+    steps = {"value": sampler.steps, "step": 1, "label": "Steps of a picture"}
+    controls.add(gr.Slider, "compare_steps", 1, MOST_STEPS, saved=True, **steps)
+    guidance = {"value": sampler.guidance_scale, "step": 0.5, "label": "CFG scale of the pictures"}
+    controls.add(gr.Slider, "compare_guidance_scale", 1, LARGEST_GUIDANCE, saved=True, **guidance)
     with gr.Row(elem_classes=["ziplora-row"]):
-        made["compare_use"] = unsaved(gr.Button("Use as preview", elem_id="ziplora_compare_use"))
-        made["compare_replace"] = unsaved(
-            gr.Checkbox(False, label="Replace a picture of my own", elem_id="ziplora_compare_replace")
-        )
-    made["compare_note"] = gr.HTML("", elem_id="ziplora_compare_note")
-    return made
+        for edge, value in (("width", sampler.width), ("height", sampler.height)):
+            words = {"label": f"Picture {edge}", "info": "0 is the checkpoint's own"}
+            size = {"value": value, "step": SIDE_STEP, **words}
+            controls.add(gr.Slider, f"compare_{edge}", 0, LARGEST_SIDE, saved=True, **size)
+    seed = {"label": "First seed", "info": "-1 is random", "precision": 0}
+    controls.add(gr.Number, "compare_seed", 0, saved=True, **seed)
+    negative = {"label": "Negative prompt of the pictures", "saved": True}
+    controls.add(gr.Textbox, "compare_negative_prompt", sampler.negative_prompt, **negative)
 
 
-def compare_events(host: Host, comparisons: Comparisons, controls: Controls, merged: Any) -> None:
-    """The panel follows its picker and the merges; its button, and a merge, start a comparison.
+def _pictures(controls: Controls) -> None:
+    controls.add(gr.HTML, "compare_result", "")
+    looks = accepted(gr.Gallery.__init__, columns=4, height="auto", object_fit="contain")
+    controls.add(gr.Gallery, "compare_gallery", label="Pictures", show_label=False, **looks)
+    controls.add_states("compare_job")
+    controls.add(gr.Textbox, "compare_chosen", visible=False, label="ZipLoRA picture that is chosen")
+    with gr.Row(elem_classes=["ziplora-row"]):
+        controls.add(gr.Button, "compare_use", "Use as preview")
+        controls.add(gr.Checkbox, "compare_replace", False, label="Replace a picture of my own")
+    controls.add(gr.HTML, "compare_note", "")
 
-    Args:
-        host: queues it.
-        comparisons: draws it.
-        controls: of the whole tab.
-        merged: the event after which a merge has ended.
-    """
+
+def compare_events(controller: TabController, controls: Controls) -> None:
+    """The prompts follow the merge that is picked; a picture becomes the preview."""
     if "compare" not in controls:
         return
-    values = [controls[name] for name in COMPARE_VALUES]
-    admission = [controls[name] for name in ("compare_task", "compare_result", "compare_note")]
 
-    def admit(*given: Any) -> list[Any]:
-        return [*comparisons.prepare(given), ""]
+    def use(given: Values) -> Updates:
+        job, chosen, replace = given["compare_job"], given["compare_chosen"], given["compare_replace"]
+        return {"compare_note": controller.use_as_preview(job, int(chosen), bool(replace))}
 
-    def admit_after(wanted: bool, ticket: str, tag: str, *given: Any) -> list[Any]:
-        return admit(*given) if wanted and ticket and tag else ["", gr.update(), gr.update()]
-
-    asked = [controls[name] for name in ("compare_after", "ticket", "tag")]
-    offered = _picker_events(comparisons, controls, merged)
-    _performed_by(controls["compare"].click(admit, values, admission, **quiet()), host, comparisons, controls)
-    _performed_by(
-        offered.then(admit_after, [*asked, *values], admission, **quiet()), host, comparisons, controls
+    controls.on(
+        controls["compare_source"].input,
+        lambda given: compare_prompts(controller, given["compare_source"], given),
+        ("compare_source", *PROMPTS),
+        PROMPTS,
     )
-    controls["restore"].click(
-        lambda ticket: _pictures_of(comparisons, ticket),
-        controls["compare_task"],
-        _gallery(controls),
-        **quiet(),
-        **javascript("() => ziplora.ticket()"),
+    controls.on(
+        controls["compare_use"].click,
+        use,
+        ("compare_chosen", "compare_job", "compare_replace"),
+        ("compare_note",),
+        js="(chosen, ...values) => [ziplora.chosenPicture(), ...values]",
     )
-    _preview_events(comparisons, controls)
 
 
-def _performed_by(admitted: Any, host: Host, comparisons: Comparisons, controls: Controls) -> None:
-    """An event that has asked for a ticket is followed by the comparison, its outcome and its pictures."""
-    ticket, shown = controls["compare_task"], [controls[name] for name in SHOWN]
-    values = [controls[name] for name in COMPARE_VALUES]
-    wrapped = host.wrap_task(lambda ticket, *given: [comparisons.work(ticket, given).html, ""], len(shown))
-
-    def performed(ticket: str, *given: Any) -> Sequence[Any]:
-        return wrapped(ticket, *given) if ticket else [gr.update() for _ in shown]
-
-    done = admitted.then(
-        performed,
-        [ticket, *values],
-        shown,
-        show_progress="hidden",
-        api_name=False,
-        **javascript(f"(...values) => submit_ziplora({len(values) + 1}, ...values)"),
-    )
-    done.then(None, ticket, None, **javascript("(ticket) => { if (ticket) ziplora.finished(); return []; }"))
-    done.then(lambda ticket: _pictures_of(comparisons, ticket), ticket, _gallery(controls), **quiet())
-
-
-def _gallery(controls: Controls) -> list[Any]:
-    """What changes when pictures are shown."""
-    return [controls[name] for name in ("comparison", "compare_gallery", "compare_ticket", "compare_chosen")]
-
-
-def _pictures_of(comparisons: Comparisons, ticket: str) -> list[Any]:
-    """Updates of ``_gallery``; none where there are no pictures."""
-    pictures = comparisons.gallery(ticket)
-    if not pictures:
-        return [gr.update() for _ in range(4)]
-    return [gr.update(open=True), pictures, ticket, NOTHING_CHOSEN]
-
-
-def _picker_events(comparisons: Comparisons, controls: Controls, merged: Any) -> Any:
-    """The prompts follow the merge that is picked, which is the newest; the event that has offered it."""
-    prompts = [controls["compare_prompts"], controls["compare_filled"]]
-
-    def pick(merge: str, current: str, filled: str) -> list[str]:
-        return prefilled(current, filled, comparisons.prompts(merge))
-
-    def offer(tag: str, current: str, filled: str) -> list[Any]:
-        choices, name = comparisons.merges(), tag[TAG_NAME] if tag else ""
-        if name not in choices:
-            return [gr.update(choices=choices), gr.update(), gr.update()]
-        return [gr.update(choices=choices, value=name), *pick(name, current, filled)]
-
-    picker = controls["compare_merge"]
-    picker.input(pick, [picker, *prompts], prompts, **quiet())
-    controls["refresh"].click(lambda: gr.update(choices=comparisons.merges()), None, picker, **quiet())
-    return merged.then(offer, [controls["tag"], *prompts], [picker, *prompts], **quiet())
-
-
-def _preview_events(comparisons: Comparisons, controls: Controls) -> None:
-    def choose(chosen: gr.SelectData) -> int:
-        return int(chosen.index)
-
-    controls["compare_gallery"].select(choose, None, controls["compare_chosen"], **quiet())
-    controls["compare_use"].click(
-        comparisons.use_as_preview,
-        [controls[name] for name in ("compare_ticket", "compare_chosen", "compare_replace")],
-        controls["compare_note"],
-        **quiet(),
-    )
+def compare_prompts(controller: TabController, name: str | None, given: Values) -> Updates:
+    """Updates of ``PROMPTS`` for a merge."""
+    return prefilled(given, "compare_prompts", controller.compare_prompts(name))

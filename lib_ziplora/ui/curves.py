@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from html import escape
 
-from .. import plots as drawing
+from .. import plots
 from ..plots import History, number
 
 ENOUGH_UPDATES = 10
@@ -25,7 +25,7 @@ def chart(history: History) -> str:
         return ""
     sentence = remark(history)
     told = f'<p class="ziplora-remark" role="status">{escape(sentence)}</p>' if sentence else ""
-    return drawing.curves(history) + told
+    return plots.curves(history) + told
 
 
 def remark(history: History) -> str:

@@ -10,6 +10,8 @@ import logging
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import gradio as gr
+
 from ..config import setting_defaults, setting_fields, settings_from
 from ..errors import ConfigError
 from .controls import control_of
@@ -17,7 +19,7 @@ from .controls import control_of
 log = logging.getLogger(__name__)
 
 SECTION = ("ziplora", "ZipLoRA")
-RELOAD = "takes effect after Reload UI"
+NOTE = "What the ZipLoRA tab begins with. Changes take effect after Reload UI."
 
 
 class Options(Protocol):
@@ -41,10 +43,13 @@ def register(options: Options, option_info: Callable[..., Any]) -> None:
         option_info: its ``shared.OptionInfo``.
     """
     defaults = setting_defaults()
+    note = option_info(NOTE, "", gr.HTML, {"elem_classes": ["settings-info"]}, section=SECTION)
+    note.do_not_save = True
+    options.add_option(option_key("note"), note)
     for name, option in setting_fields().items():
         component, arguments = control_of(name, option)
         info = option_info(defaults[name], option.label, component, arguments, section=SECTION)
-        options.add_option(option_key(name), info.info(f"{option.help}; {RELOAD}"))
+        options.add_option(option_key(name), info.info(option.help))
 
 
 def chosen(options: Options) -> dict[str, Any]:

@@ -1,11 +1,10 @@
-"""The panel that shows what a merge did: words, curves, histograms and heat maps, and its report."""
+"""Panel Explain: what a merge did in words, curves, histograms and heat maps, and its report."""
 
 from __future__ import annotations
 
 import base64
 import logging
 from html import escape
-from typing import Any
 
 import gradio as gr
 
@@ -17,56 +16,33 @@ from ..report.document import Document, document
 from ..report.files import is_report, report_paths
 from ..report.html import page
 from . import text
-from .compat import quiet, unsaved
-from .forms import SLOTS
-from .handlers import Desk
-from .pickers import Controls
-from .steer import TAG_NAME
+from .controller import CHOOSE_MERGE, TabController
+from .controls import Controls
 
 log = logging.getLogger(__name__)
 
-CHOOSE = '<div class="ziplora-facts">Choose a merged LoRA whose coefficients were saved.</div>'
 
-
-def explain_panel(desk: Desk) -> Controls:
+def explain_panel(controller: TabController, controls: Controls) -> None:
     """Picker of merges, and what there is to tell of the one that is picked."""
-    made: Controls = {}
-    with gr.Accordion("Explain", open=False, elem_id="ziplora_explaining") as made["explaining"]:
-        made["explain"] = unsaved(
-            gr.Dropdown(desk.steerables(), value=None, label="Merge to explain", elem_id="ziplora_explain")
-        )
-        made["explained"] = gr.HTML(CHOOSE, elem_id="ziplora_explained")
-    return made
+    with gr.Accordion("Explain", open=False, elem_id="ziplora_explaining") as controls["explaining"]:
+        controls.add(gr.Dropdown, "explain", controller.merges(), value=None, label="Merge to explain")
+        controls.add(gr.HTML, "explained", text.facts(CHOOSE_MERGE))
 
 
-def explain_events(desk: Desk, controls: Controls) -> None:
-    """The panel follows its picker, and the picker the list of LoRAs."""
-    controls["explain"].input(
-        lambda name: explained(desk.host, name), controls["explain"], controls["explained"], **quiet()
+def explain_events(controller: TabController, controls: Controls) -> None:
+    """The panel follows its picker."""
+    controls.on(
+        controls["explain"].input,
+        lambda given: {"explained": explained(controller.host, given["explain"])},
+        ("explain",),
+        ("explained",),
     )
-    for name in ("refresh", *(f"{slot.name}_refresh" for slot in SLOTS)):
-        controls[name].click(
-            lambda: gr.update(choices=desk.steerables()), None, controls["explain"], **quiet()
-        )
-
-
-def explain_to(desk: Desk, controls: Controls, finished: Any) -> None:
-    """Explain a merge once an event has put its tag into the tab."""
-
-    def shown(tag: str) -> list[Any]:
-        choices, name = desk.steerables(), tag[TAG_NAME] if tag else ""
-        if name not in choices:
-            return [gr.update(choices=choices), gr.update(), gr.update()]
-        return [gr.update(choices=choices, value=name), gr.update(open=True), explained(desk.host, name)]
-
-    outputs = [controls[name] for name in ("explain", "explaining", "explained")]
-    finished.then(shown, controls["tag"], outputs, **quiet())
 
 
 def explained(host: Host, name: str | None) -> str:
     """A box about a merge."""
     if not name:
-        return CHOOSE
+        return text.facts(CHOOSE_MERGE)
     try:
         found = document(host, name)
     except ZipLoraError as error:
@@ -90,8 +66,8 @@ def about(found: Document, report: str = "") -> str:
         f'<a class="ziplora-link" download="{name}.report.html" href="data:text/html;base64,{content}">'
         "Download the report</a>"
     )
-    kept = f" It lies beside the LoRA as {escape(report)}." if report else ""
-    learning = f"<details><summary>While it learnt</summary>{curves(found.saved.history)}</details>"
+    kept = f" It is saved next to the LoRA as {escape(report)}." if report else ""
+    learning = f"<details><summary>Training curves</summary>{curves(found.saved.history)}</details>"
     return (
         f'<div class="ziplora-box" role="status" data-explained="{name}"><p><b>{name}</b></p>'
         f"{words(found.words)}{histograms(found.explanation)}"

@@ -1,33 +1,34 @@
-"""The values of the tab's controls, in their order, and the requests that they ask for."""
+"""Requests from the values of the tab's controls.
+
+Every function takes a mapping from a control's name to its value; the tuples name the controls that each needs.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from ..config import ROLES, LoraInput, MergeRequest, Role, setting_fields, settings_from
+from ..config import ROLES, LoraInput, MergeRequest, MergeSettings, Role, setting_fields, settings_from
 from ..errors import ConfigError
 from ..library.merges import Steerable
+from ..options import from_json
+from ..pictures.comparison import CompareRequest
+from ..pipeline.matrix import MatrixRequest
 from ..pipeline.reexport import ReexportRequest
 
-OUTPUT_FIELDS = ("output", "overwrite", "report")
+Values = Mapping[str, Any]
+
 LONGEST_STEM = 160
 """Bytes of a suggested name, so that a number and an extension still fit."""
 STRENGTHS = 6
-"""Strength sliders of the steering panel; the LoRAs of a merge beyond them stay at 1."""
-STEER_VALUES = (
-    "steer",
-    *(f"steer_strength_{number}" for number in range(1, STRENGTHS + 1)),
-    "steer_rank",
-    "steer_precision",
-    "steer_split",
-    "steer_output",
-    "steer_overwrite",
-    "report",
-)
-"""The values that the steering panel sends; the report is the form's own."""
+"""Strength sliders of the panel Adjust strengths; the LoRAs of a merge beyond them stay at 1."""
+STRENGTH_VALUES = tuple(f"adjust_strength_{number}" for number in range(1, STRENGTHS + 1))
+PROMPT_SIGN = "|"
+"""What separates a LoRA's name from its prompt in the lists of the matrix."""
 
 
 @dataclass(frozen=True)
@@ -45,23 +46,23 @@ class Slot:
         endings = ("", "_prompt", "_weight", *(("_role",) if self.optional else ()))
         return tuple(f"{self.name}{ending}" for ending in endings)
 
-    def role(self, given: Mapping[str, Any]) -> Role:
+    def role(self, given: Values) -> Role:
         """What its LoRA brings; ``LoraInput`` refuses what is no role."""
         return cast(Role, given[f"{self.name}_role"] if self.optional else self.name)
 
-    def lora(self, given: Mapping[str, Any]) -> LoraInput | None:
+    def lora(self, given: Values) -> LoraInput | None:
         """The LoRA that its values ask for; None when it is optional and empty.
 
         Raises:
             ConfigError: none is chosen where one is needed, or its weight or role is none.
         """
-        name, weight = given[self.name], given[f"{self.name}_weight"]
+        name = given[self.name]
         if not name and self.optional:
             return None
         if not name:
             raise ConfigError(f"No {self.name} is chosen. Choose a LoRA as {self.name}.")
         prompt = str(given[f"{self.name}_prompt"] or "")
-        return LoraInput(str(name), prompt, 1.0 if weight is None else float(weight), role=self.role(given))
+        return LoraInput(str(name), prompt, _or_one(given[f"{self.name}_weight"]), role=self.role(given))
 
 
 PAIR = tuple(Slot(role) for role in ROLES)
@@ -70,65 +71,122 @@ MORE = (Slot("third", optional=True), Slot("fourth", optional=True))
 """Those that it may have beside them."""
 SLOTS = (*PAIR, *MORE)
 
+OUTPUT_VALUES = ("output", "overwrite", "report")
+MERGE_VALUES = (
+    *(name for slot in SLOTS for name in slot.value_names()),
+    *OUTPUT_VALUES,
+    *setting_fields(),
+)
+ADJUST_VALUES = (
+    *("adjust_source", *STRENGTH_VALUES, "adjust_rank", "adjust_precision", "adjust_split"),
+    *("adjust_output", "adjust_overwrite", "report"),
+)
+MATRIX_VALUES = (
+    *("matrix_subjects", "matrix_styles", "matrix_names", "matrix_overwrite", "matrix_sheet", "report"),
+    *("subject_weight", "style_weight"),
+    *setting_fields(),
+)
+COMPARE_VALUES = (
+    *("compare_source", "compare_prompts", "compare_seeds", "compare_seed", "compare_preview"),
+    *("compare_sampler", "compare_steps", "compare_guidance_scale", "compare_width", "compare_height"),
+    "compare_negative_prompt",
+)
 
-def value_names(slots: Sequence[Slot] = SLOTS) -> tuple[str, ...]:
-    """The names of the values that the tab sends for a merge, in their order."""
-    return (
-        tuple(name for slot in slots for name in slot.value_names()) + OUTPUT_FIELDS + tuple(setting_fields())
-    )
 
-
-def request_from(values: Sequence[Any], slots: Sequence[Slot] = SLOTS) -> MergeRequest:
-    """The request that the tab's values, in the order of ``value_names()``, ask for.
+def merge_request(given: Values) -> MergeRequest:
+    """The merge that ``MERGE_VALUES`` ask for.
 
     Raises:
         ConfigError: no LoRA or no name is chosen, or a setting is outside its range.
     """
-    given = dict(zip(value_names(slots), values, strict=True))
-    settings = {name: given[name] for name in setting_fields() if given[name] is not None}
-    loras = tuple(lora for slot in slots if (lora := slot.lora(given)) is not None)
-    output = str(given["output"] or "").strip()
-    if not output:
-        raise ConfigError("The merged LoRA has no name. Type one into Output name.")
-    report = bool(given["report"])
-    return MergeRequest(loras, output, bool(given["overwrite"]), settings_from(settings), report)
+    loras = tuple(lora for slot in SLOTS if (lora := slot.lora(given)) is not None)
+    output = _name(given["output"], "The merged LoRA has no name. Type one into Output name.")
+    return MergeRequest(loras, output, bool(given["overwrite"]), _settings(given), bool(given["report"]))
 
 
-def both_chosen(values: Sequence[Any]) -> bool:
-    """Whether the tab's values, in the order of ``value_names()``, have a subject and a style."""
-    given = dict(zip(value_names(), values, strict=True))
+def both_chosen(given: Values) -> bool:
+    """Whether a subject and a style are chosen."""
     return all(given[slot.name] for slot in PAIR)
 
 
-def reexport_from(values: Sequence[Any], merge: Steerable) -> ReexportRequest:
-    """The request that the steering panel's values, in the order of ``STEER_VALUES``, ask for.
-
-    Args:
-        values: of its controls; a strength that is None is 1.
-        merge: the merge that they steer.
+def reexport_request(given: Values, merge: Steerable) -> ReexportRequest:
+    """The re-export of a merge that ``ADJUST_VALUES`` ask for; a strength that is None is 1.
 
     Raises:
         ConfigError: no name, or a value outside its range.
     """
-    given = dict(zip(STEER_VALUES, values, strict=True))
-    output = str(given["steer_output"] or "").strip()
-    if not output:
-        raise ConfigError("The new LoRA has no name. Type one into Name of the new file.")
-    strengths = [given[name] for name in STEER_VALUES if name.startswith("steer_strength_")]
-    by_role: dict[str, list[float]] = {role: [] for role in ROLES}
-    for role, strength in zip(merge.roles, strengths, strict=False):
-        by_role[role].append(1.0 if strength is None else float(strength))
-    return ReexportRequest(
-        str(given["steer"] or ""),
-        output,
-        bool(given["steer_overwrite"]),
-        tuple(by_role["subject"]),
-        tuple(by_role["style"]),
-        str(given["steer_rank"] or "").strip(),
-        str(given["steer_precision"] or ""),
-        bool(given["steer_split"]),
-        bool(given["report"]),
+    _name(given["adjust_output"], "The new LoRA has no name. Type one into Name of the new file.")
+    strengths: dict[str, list[float]] = {f"{role}_weights": [] for role in ROLES}
+    for role, name in zip(merge.roles, STRENGTH_VALUES, strict=False):
+        strengths[f"{role}_weights"].append(_or_one(given[name]))
+    names = ("source", "rank", "precision", "split", "output", "overwrite")
+    asked = _asked("adjust", names, given) | strengths
+    return from_json(ReexportRequest, {**asked, "report": bool(given["report"])})
+
+
+def matrix_request(given: Values) -> MatrixRequest:
+    """The matrix that ``MATRIX_VALUES`` ask for.
+
+    The form's combined prompt belongs to the pair that is picked there and is left out.
+
+    Raises:
+        ConfigError: no subject or style, or a value outside its range.
+    """
+    asked = _asked("matrix", ("names", "overwrite", "sheet"), given)
+    return from_json(
+        MatrixRequest,
+        {**asked, "report": bool(given["report"])},
+        subjects=_listed(given["matrix_subjects"], "subject", given["subject_weight"]),
+        styles=_listed(given["matrix_styles"], "style", given["style_weight"]),
+        settings=dataclasses.replace(_settings(given), combined_prompt=""),
     )
+
+
+def compare_request(given: Values) -> CompareRequest:
+    """The comparison that ``COMPARE_VALUES`` ask for.
+
+    Raises:
+        ConfigError: no merge is chosen, or a value is outside its range.
+    """
+    asked = _asked("compare", [name.removeprefix("compare_") for name in COMPARE_VALUES], given)
+    lines = str(asked.get("prompts", "")).splitlines()
+    asked["prompts"] = [line.strip() for line in lines if line.strip()]
+    return from_json(CompareRequest, {"source": "", **asked, "seed": _seed(asked.get("seed", 0))})
+
+
+def _asked(panel: str, names: Iterable[str], given: Values) -> dict[str, Any]:
+    """The values of a panel's controls that are not empty, as the JSON of its request has them."""
+    values = ((name, given[f"{panel}_{name}"]) for name in names)
+    stripped = ((name, value.strip() if isinstance(value, str) else value) for name, value in values)
+    return {name: value for name, value in stripped if value not in (None, "")}
+
+
+def _settings(given: Values) -> MergeSettings:
+    settings = {name: given[name] for name in setting_fields() if given[name] is not None}
+    return settings_from({**settings, "seed": _seed(settings.get("seed", 0))})
+
+
+def _seed(value: Any) -> Any:
+    """A seed; -1 stands for a random one, as everywhere in the WebUI."""
+    return random.randrange(2**31) if value == -1 else value
+
+
+def _name(value: Any, refusal: str) -> str:
+    name = str(value or "").strip()
+    if not name:
+        raise ConfigError(refusal)
+    return name
+
+
+def _listed(lines: str | None, role: Role, weight: float | None) -> tuple[LoraInput, ...]:
+    rows = [line.partition(PROMPT_SIGN) for line in (lines or "").splitlines() if line.strip()]
+    return tuple(
+        LoraInput(name.strip(), prompt.strip(), _or_one(weight), role=role) for name, _, prompt in rows
+    )
+
+
+def _or_one(strength: float | None) -> float:
+    return 1.0 if strength is None else float(strength)
 
 
 def suggested_name(subject: str | None, style: str | None, taken: Sequence[str]) -> str:

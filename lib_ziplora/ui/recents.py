@@ -1,49 +1,52 @@
-"""The merges that were made last, as a row of buttons: one click fills the form."""
+"""Recent merges as a row of buttons: one click fills the form, as does a page that finds a merge running."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
-from typing import Any
 
 import gradio as gr
 
-from ..config import LoraInput
+from ..config import LoraInput, MergeRequest, setting_fields
 from ..library.prompts import Prompted, combined_prompt
 from ..library.recent import RecentMerge
-from .compat import javascript, quiet, unsaved
+from .controller import TabController
+from .controls import Controls, Updates, Values
 from .forms import SLOTS, Slot
-from .handlers import Desk
-
-Controls = dict[str, Any]
 
 
-def recent_row(desk: Desk) -> Controls:
+def recent_row(controller: TabController, controls: Controls) -> None:
     """The buttons, and the hidden ones that the page's script presses."""
-    made: Controls = {"recent": gr.HTML(shown(desk), elem_id="ziplora_recent")}
-    made["recent_key"] = unsaved(gr.Textbox(visible=False, label="ZipLoRA recent merge"))
-    made["recall"] = unsaved(
-        gr.Button("ZipLoRA recall", elem_id="ziplora_recall", elem_classes=["ziplora-hidden"])
+    controls.add(gr.HTML, "recent", recent_merges(controller))
+    controls.add(gr.Textbox, "recent_key", visible=False, label="ZipLoRA recent merge")
+    controls.add_hidden("recall")
+
+
+def recall_event(controller: TabController, controls: Controls) -> None:
+    """A button fills the form with its merge; the key may also be the id of a job that merges."""
+
+    def recall(given: Values) -> Updates:
+        key = str(given["recent_key"] or "")
+        job, merge = controller.service.get(key), controller.service.recent.find(key)
+        if job is not None and isinstance(job.request, MergeRequest):
+            request = job.request
+            settings = {name: getattr(request.settings, name) for name in setting_fields()}
+            form = {"output": request.output, "overwrite": request.overwrite, "report": request.report}
+            return {**settings, **form, **_filled(controller, request.loras, settings["combined_prompt"])}
+        return _filled(controller, merge.loras, merge.combined_prompt) if merge else {}
+
+    sides = [f"{slot.name}_prompt_filled" for slot in SLOTS]
+    sides += [name for slot in SLOTS for name in slot.value_names()]
+    outputs = (*sides, "output", "overwrite", "report", "combined_prompt_filled", *setting_fields())
+    controls.on(
+        controls["recall"].click, recall, ("recent_key",), outputs, js="() => ziploraPickers.recalled()"
     )
-    return made
 
 
-def recall_event(desk: Desk, controls: Controls) -> Any:
-    """A button fills the form with its merge; the event of it."""
-    names = [name for slot in SLOTS for name in _names(slot)]
-    outputs = [controls[name] for name in (*names, "combined_prompt", "combined_filled")]
-    return controls["recall"].click(
-        lambda key: _filled(desk, key),
-        [controls["recent_key"]],
-        outputs,
-        **quiet(),
-        **javascript("() => ziploraPickers.recalled()"),
-    )
-
-
-def shown(desk: Desk) -> str:
+def recent_merges(controller: TabController) -> str:
     """The buttons; nothing before the first merge."""
-    return buttons(desk.recent.merges(), desk.shelf.names()) if desk.recent.merges() else ""
+    merges = controller.service.recent.merges()
+    return buttons(merges, controller.loras.names()) if merges else ""
 
 
 def buttons(merges: Sequence[RecentMerge], installed: Sequence[str]) -> str:
@@ -52,42 +55,34 @@ def buttons(merges: Sequence[RecentMerge], installed: Sequence[str]) -> str:
     for merge in merges:
         label = " × ".join(lora.lora for lora in merge.loras)
         missing = merge.missing(installed)
+        words = "\n".join(f"{lora.role} {lora.weight:g}: {lora.prompt or lora.lora}" for lora in merge.loras)
+        state = f'title="{escape(words)}"'
         if missing:
             state = f'disabled title="{escape(" and ".join(missing))}: not installed any more"'
-        else:
-            state = f'title="{escape(_told(merge))}"'
         made.append(f'<button type="button" data-recent="{merge.key}" {state}>{escape(label)}</button>')
     return f'<div class="ziplora-recent"><span>Recently merged</span> {"".join(made)}</div>'
 
 
-def _told(merge: RecentMerge) -> str:
-    return "\n".join(f"{lora.role} {lora.weight:g}: {lora.prompt or lora.lora}" for lora in merge.loras)
-
-
-def _names(slot: Slot) -> tuple[str, ...]:
-    return (*slot.value_names(), f"{slot.name}_filled")
-
-
-def _filled(desk: Desk, key: str) -> list[Any]:
-    """Updates of every place for a LoRA and of the combined prompt; none when the merge is forgotten."""
-    merge = desk.recent.find(str(key or ""))
-    if merge is None:
-        return [gr.update() for slot in SLOTS for _ in _names(slot)] + [gr.update(), gr.update()]
-    updates: list[Any] = []
-    placed = dict(zip(_slots(merge), merge.loras, strict=False))
+def _filled(controller: TabController, loras: Sequence[LoraInput], combined: str) -> Updates:
+    """Every place for a LoRA and the combined prompt."""
+    updates: Updates = {}
+    placed = dict(zip(_slots(loras), loras, strict=False))
     for slot in SLOTS:
-        lora = placed.get(slot)
-        values = {"": "", "_prompt": "", "_weight": 1.0, "_role": gr.update(), "_filled": ""}
+        lora, name = placed.get(slot), slot.name
+        updates |= {name: "", f"{name}_prompt": "", f"{name}_weight": 1.0, f"{name}_prompt_filled": ""}
         if lora is not None:
-            values |= {"": lora.lora, "_prompt": lora.prompt, "_weight": lora.weight, "_role": lora.role}
-        updates += [values[name.removeprefix(slot.name)] for name in _names(slot)]
-    return [*updates, merge.combined_prompt, _suggested(desk, merge)]
+            updates |= {name: lora.lora, f"{name}_prompt": lora.prompt, f"{name}_weight": lora.weight}
+            updates |= {f"{name}_role": lora.role} if slot.optional else {}
+    # The suggested prompt goes on following the prompts; one of the user's own stays.
+    parts = [Prompted(lora.role, lora.prompt, controller.loras.trigger(lora.lora)) for lora in loras]
+    filled = combined if combined == combined_prompt(parts) else ""
+    return {**updates, "combined_prompt": combined, "combined_prompt_filled": filled}
 
 
-def _slots(merge: RecentMerge) -> list[Slot]:
+def _slots(loras: Sequence[LoraInput]) -> list[Slot]:
     """The place of each LoRA: the first subject and the first style have theirs, the others follow."""
     free = list(SLOTS)
-    return [_take(free, lora) for lora in merge.loras if free]
+    return [_take(free, lora) for lora in loras if free]
 
 
 def _take(free: list[Slot], lora: LoraInput) -> Slot:
@@ -95,9 +90,3 @@ def _take(free: list[Slot], lora: LoraInput) -> Slot:
     slot = own or next((slot for slot in free if slot.optional), free[0])
     free.remove(slot)
     return slot
-
-
-def _suggested(desk: Desk, merge: RecentMerge) -> str:
-    """The combined prompt if it is the one that the tab would suggest, so that it goes on following the prompts."""
-    parts = [Prompted(lora.role, lora.prompt, desk.shelf.trigger(lora.lora)) for lora in merge.loras]
-    return merge.combined_prompt if merge.combined_prompt == combined_prompt(parts) else ""

@@ -14,7 +14,7 @@ import gradio as gr
 import uvicorn
 from fastapi import FastAPI
 
-from ..hosts import Host
+from ..jobs.service import Service
 from ..origins import ServedNames
 from . import tab
 from .compat import accepted, queued
@@ -26,7 +26,7 @@ ENDING_SECONDS = 2
 
 
 def serve(
-    host: Host,
+    service: Service,
     *,
     address: str = "127.0.0.1",
     port: int | None = None,
@@ -38,7 +38,7 @@ def serve(
     """Serve the tab until the process is interrupted.
 
     Args:
-        host: usually a ``StandaloneHost`` that takes names only (``strict``).
+        service: the jobs, usually of a ``StandaloneHost`` that takes names only (``strict``).
         address: the network interface; the default can be reached from this machine alone.
         port: None takes the first free one from 7860 on.
         names: what the server is called besides, in a network or by a proxy in front of it.
@@ -55,7 +55,7 @@ def serve(
     ):
         os.environ["GRADIO_TEMP_DIR"] = folder
         _skip_proxies_for(address)
-        page = tab.build(host)
+        page = tab.build(service)
         queued(page)
         page.show_api = False
         app = FastAPI(docs_url=None, redoc_url=None, openapi_url="/openapi.json" if extend else None)

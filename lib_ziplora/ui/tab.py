@@ -1,7 +1,4 @@
-"""The tab's layout, the same for the WebUI and for ``python -m lib_ziplora serve``.
-
-Values and decisions are ``handlers.Desk``'s; here and in the panels are only controls and their events.
-"""
+"""Layout of the tab, the same for the WebUI and for ``python -m lib_ziplora serve``."""
 
 from __future__ import annotations
 
@@ -12,19 +9,18 @@ from typing import Any
 import gradio as gr
 
 from ..config import setting_defaults
-from ..hosts import Host
-from . import text
+from ..jobs.service import Service
+from . import jobs, text
+from .adjust import adjust_events, adjust_panel
 from .compare import compare_events, compare_panel
-from .comparing import Comparisons
-from .compat import accepted, javascript, unsaved
-from .controls import setting_controls
+from .compat import accepted, javascript
+from .controller import TabController
+from .controls import Controls
+from .events import job_events, preflight_events
 from .explain import explain_events, explain_panel
-from .guide import guide_panel
-from .handlers import Desk
+from .guide import guide_panel, introduction
 from .matrix import matrix_events, matrix_panel
-from .pickers import Controls, more_sides, pair_of_sides, picker_events
-from .running import check_events, task_events
-from .steer import steering_events, steering_panel
+from .pickers import more_sides, pair_of_sides, picker_events
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = tuple(
@@ -34,25 +30,23 @@ STYLE = ROOT / "style.css"
 FONTS = ["system-ui", "sans-serif"]
 
 
-def build(host: Host, desk: Desk | None = None, defaults: Mapping[str, Any] | None = None) -> gr.Blocks:
+def build(service: Service, defaults: Mapping[str, Any] | None = None) -> gr.Blocks:
     """The whole tab over a host.
 
     Args:
-        host: where LoRAs are installed and a checkpoint is loaded.
-        desk: the merges' bookkeeping, if the caller wants to stop them too.
+        service: the host's jobs, those of other front ends too.
         defaults: field name of ``MergeSettings`` -> what its control begins with; its own by default.
     """
-    desk = desk or Desk(host)
-    comparisons = Comparisons(desk)
+    controller, controls = TabController(service), Controls()
     with gr.Blocks(analytics_enabled=False, title="ZipLoRA", **looks(gr.Blocks.__init__)) as tab:
         with gr.Column(elem_id="ziplora_root"):
-            controls = _controls(desk, defaults or setting_defaults())
-            controls |= compare_panel(host, comparisons)
-        check_events(desk, controls, picker_events(desk, controls))
-        steering_events(desk, controls)
-        explain_events(desk, controls)
-        matrix_events(desk, controls)
-        compare_events(host, comparisons, controls, task_events(host, desk, controls))
+            _layout(controller, controls, defaults or setting_defaults())
+        preflight_events(controller, controls, picker_events(controller, controls))
+        adjust_events(controller, controls)
+        explain_events(controller, controls)
+        matrix_events(controller, controls)
+        compare_events(controller, controls)
+        job_events(controller, controls)
         scripts = "\n".join(script.read_text(encoding="utf-8") for script in SCRIPTS)
         tab.load(None, None, None, **javascript(f"() => {{\n{scripts}\n}}"))
     return tab
@@ -71,62 +65,42 @@ def looks(function: Callable[..., Any]) -> dict[str, Any]:
     return accepted(function, css=STYLE.read_text(encoding="utf-8"), theme=theme)
 
 
-def _controls(desk: Desk, defaults: Mapping[str, Any]) -> Controls:
-    controls: Controls = {}
-    controls |= pair_of_sides(desk, defaults["combined_prompt"])
-    controls |= more_sides()
+def _layout(controller: TabController, controls: Controls, defaults: Mapping[str, Any]) -> None:
+    introduction()
+    guide_panel()
+    pair_of_sides(controller, controls, defaults["combined_prompt"])
+    more_sides(controls)
     with gr.Row(elem_id="ziplora_body"):
         with gr.Column(elem_id="ziplora_settings", elem_classes=["ziplora-side"]):
-            controls |= setting_controls(defaults, elsewhere=("combined_prompt",))
-        with gr.Column(elem_classes=["ziplora-side"]):
-            controls |= _output()
-            controls |= steering_panel(desk)
-            controls |= explain_panel(desk)
-            controls |= matrix_panel(desk)
-            guide_panel()
-    controls["running"] = gr.HTML("", elem_id="ziplora_running", elem_classes=["ziplora-hidden"])
-    for name in ("refresh", "poll", "watch", "restore", "ask", "recheck"):
-        controls[name] = unsaved(
-            gr.Button(f"ZipLoRA {name}", elem_id=f"ziplora_{name}", elem_classes=["ziplora-hidden"])
-        )
-    return controls
+            controls.add_settings(defaults, elsewhere=("combined_prompt",))
+        with gr.Column(elem_id="ziplora_making", elem_classes=["ziplora-side"]):
+            _output(controls)
+        with gr.Column(elem_id="ziplora_panels", elem_classes=["ziplora-side"]):
+            adjust_panel(controller, controls)
+            explain_panel(controller, controls)
+            matrix_panel(controller, controls)
+    compare_panel(controller, controls)
+    controls.add(gr.Textbox, "job", visible=False, label="ZipLoRA job")
+    controls.add_hidden("refresh", "poll", "outcome", "recheck")
 
 
-def _output() -> Controls:
-    made: Controls = {}
-    made["output"] = unsaved(
-        gr.Textbox(
-            label="Output name",
-            placeholder="Filled in once both LoRAs are chosen",
-            max_lines=1,
-            elem_id="ziplora_output",
-        )
-    )
-    made["output_filled"] = gr.State("")
-    made["overwrite"] = unsaved(
-        gr.Checkbox(False, label="Overwrite a LoRA of that name", elem_id="ziplora_overwrite")
-    )
-    made["report"] = unsaved(
-        gr.Checkbox(True, label="Write a report beside the file (HTML and JSON)", elem_id="ziplora_report")
-    )
-    made["ticket"] = unsaved(gr.Textbox(visible=False, label="ZipLoRA task"))
+def _output(controls: Controls) -> None:
+    placeholder = "Filled in once both LoRAs are chosen"
+    controls.add(gr.Textbox, "output", label="Output name", placeholder=placeholder, max_lines=1)
+    controls.add_states("output_filled")
+    controls.add(gr.Checkbox, "overwrite", False, label="Overwrite an existing LoRA with this name")
+    controls.add(gr.Checkbox, "report", True, label="Save a report next to the file (HTML and JSON)")
     with gr.Row(elem_classes=["ziplora-buttons"]):
-        made["generate"] = unsaved(gr.Button("Merge", variant="primary", elem_id="ziplora_generate"))
-        made["check"] = unsaved(gr.Button("Check", elem_id="ziplora_check"))
-        made["skip"] = unsaved(gr.Button("Finish now", elem_id="ziplora_skip"))
-        made["interrupt"] = unsaved(gr.Button("Interrupt", variant="stop", elem_id="ziplora_interrupt"))
-    with gr.Column(elem_id="ziplora_progress"):
-        made["bar"] = gr.HTML(text.bar("unknown", None), elem_id="ziplora_bar")
-    made["verdict"] = gr.HTML("", elem_id="ziplora_verdict")
-    made["curves"] = gr.HTML("", elem_id="ziplora_curves")
-    made["note"] = gr.HTML("", elem_id="ziplora_note")
-    made["result"] = gr.HTML("", elem_id="ziplora_result")
-    with gr.Column(visible=False, elem_id="ziplora_tag_panel") as made["tag_panel"]:
-        made["tag"] = unsaved(
-            gr.Textbox(label="Tag for your prompts", interactive=False, elem_id="ziplora_tag")
-        )
+        controls.add(gr.Button, "generate", "Merge", variant="primary")
+        controls.add(gr.Button, "check", "Check")
+        controls.add(gr.Button, "skip", "Finish now")
+        controls.add(gr.Button, "interrupt", "Interrupt", variant="stop")
+    controls.add(gr.HTML, "bar", jobs.bar(None))
+    for name in ("preflight", "curves", "note", "result"):
+        controls.add(gr.HTML, name, "")
+    with gr.Column(visible=False, elem_id="ziplora_tag_panel") as controls["tag_panel"]:
+        controls.add(gr.Textbox, "tag", label="Tag and trigger words", interactive=False)
         with gr.Row(elem_classes=["ziplora-buttons"]):
-            made["copy"] = unsaved(gr.Button("Copy tag", elem_id="ziplora_copy"))
-            made["send"] = unsaved(gr.Button("Send to txt2img", elem_id="ziplora_send"))
-    made["log"] = gr.HTML("", elem_id="ziplora_log")
-    return made
+            controls.add(gr.Button, "copy", "Copy")
+            controls.add(gr.Button, "send", "Send to txt2img")
+            controls.add(gr.Button, "send_img2img", "Send to img2img")

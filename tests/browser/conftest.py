@@ -21,8 +21,8 @@ from .serving import Server
 from .webui import Webui
 from .webui_pages import Txt2img
 
-EXPECT_MS = 20_000
-"""How long the page may take for what takes a moment on a machine that has nothing else to do."""
+EXPECT_MS = 90_000
+"""How long the page may take for what takes a moment: a machine that does other things too is slow."""
 ELSEWHERE = "evil.test"
 """The name of another site, which leads to this machine all the same."""
 CHROMIUM_ARGUMENTS = [

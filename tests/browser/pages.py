@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 from playwright.sync_api import Locator, Page, expect
 
 SUBJECT, STYLE = "minixl_subject_turtle", "minixl_style_fluent-emoji"
-MERGE_MS = 240_000
+MERGE_MS = 600_000
+STEP_MS = 100
 BAR_VALUE = "document.querySelector('#ziplora_bar [role=progressbar]')?.getAttribute('aria-valuenow') ?? null"
 
 
@@ -47,19 +50,27 @@ class Tab:
     def bar_values(self, enough: int) -> list[float]:
         """Different values that the bar shows, until there are enough or the bar is gone."""
         values: list[float] = []
-        for _ in range(600):
+        for _ in range(MERGE_MS // STEP_MS):
             value = self.page.evaluate(BAR_VALUE)
             if value is not None and float(value) not in values:
                 values.append(float(value))
             if len(values) >= enough or (values and value is None):
                 break
-            self.page.wait_for_timeout(100)
+            self.page.wait_for_timeout(STEP_MS)
         return values
 
-    def outcome(self, kind: str) -> Locator:
-        box = self.page.locator(f"#ziplora_result [data-outcome={kind}]").first
+    def outcome(self, kind: str, words: str = "", place: str = "result") -> Locator:
+        """The box of a job that has ended so; the words tell it from that of the job before."""
+        box = self.page.locator(f"#ziplora_{place} [data-outcome={kind}]").filter(has_text=words).first
         expect(box).to_be_visible(timeout=MERGE_MS)
         return box
+
+    def bar(self, words: str | re.Pattern[str]) -> None:
+        """Wait until the bar says something."""
+        expect(self.page.locator("#ziplora_bar").first).to_contain_text(words, timeout=MERGE_MS)
+
+    def method(self, name: str) -> None:
+        self.page.locator("#ziplora_method").get_by_text(name, exact=True).click()
 
     def idle(self) -> None:
         expect(self.page.locator("#ziplora_generate")).to_be_visible()

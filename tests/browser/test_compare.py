@@ -14,7 +14,7 @@ from lib_ziplora.hosts.standalone import StandaloneHost
 from lib_ziplora.pipeline.merge import run
 
 from . import serving
-from .pages import MERGE_MS, STYLE, SUBJECT, Tab
+from .pages import STYLE, SUBJECT, Tab
 from .serving import Server
 
 pytestmark = pytest.mark.browser
@@ -42,7 +42,7 @@ def open_panel(tab: Tab, steps: int) -> None:
 
 
 def choose(tab: Tab) -> None:
-    box = tab.page.locator("#ziplora_compare_merge input")
+    box = tab.page.locator("#ziplora_compare_source input")
     box.click()
     box.fill(MERGED)
     tab.page.locator("ul.options li").filter(has_text=MERGED).first.click()
@@ -52,10 +52,8 @@ def choose(tab: Tab) -> None:
     tab.text("compare_prompts").fill("a sks emoji in szn style")
 
 
-def ended(tab: Tab, kind: str, box: str = "compare_result") -> Locator:
-    found = tab.page.locator(f"#ziplora_{box} [data-outcome={kind}]").first
-    expect(found).to_be_visible(timeout=MERGE_MS)
-    return found
+def ended(tab: Tab, kind: str, words: str) -> None:
+    tab.outcome(kind, words, "compare_result")
 
 
 def thumbnails(tab: Tab) -> Locator:
@@ -67,7 +65,7 @@ def test_one_click_draws_the_sheet_and_a_chosen_picture_becomes_the_preview(tab:
     choose(tab)
     tab.press("compare")
     expect(tab.page.locator("#ziplora_compare")).to_be_disabled()
-    expect(ended(tab, "done")).to_contain_text(f"Drew {PICTURES} of {PICTURES} pictures of {MERGED}")
+    ended(tab, "done", f"Drew {PICTURES} of {PICTURES} pictures of {MERGED}")
     expect(thumbnails(tab)).to_have_count(PICTURES + 1)
     tab.idle()
     expect(tab.page.locator("#ziplora_compare")).to_be_enabled()
@@ -79,7 +77,7 @@ def test_one_click_draws_the_sheet_and_a_chosen_picture_becomes_the_preview(tab:
     tab.press("compare_use")
     expect(tab.page.locator("#ziplora_compare_note").first).to_contain_text(preview.name)
     assert infotext(preview).startswith(f"a sks emoji in szn style <lora:{SUBJECT}:1>")
-    assert tab.page.evaluate("localStorage.getItem('ziplora_task')") is None
+    assert tab.page.evaluate("localStorage.getItem('ziplora_job')") is None
 
 
 def infotext(file: Path) -> str:
@@ -91,11 +89,11 @@ def test_interrupt_after_a_reload_keeps_the_finished_pictures(tab: Tab, server: 
     open_panel(tab, steps=60)
     choose(tab)
     tab.press("compare")
-    expect(tab.page.locator("#ziplora_bar").first).to_contain_text("picture 2", timeout=MERGE_MS)
+    tab.bar("picture 2")
     tab.page.reload()
-    expect(tab.page.locator("#ziplora_bar").first).to_contain_text("picture", timeout=30_000)
+    tab.bar("picture")
     tab.press("interrupt")
-    expect(ended(tab, "interrupted", "result")).to_contain_text("The comparison was interrupted")
+    ended(tab, "interrupted", "The comparison was interrupted")
     tab.idle()
     expect(thumbnails(tab).first).to_be_visible()
     assert 2 <= thumbnails(tab).count() <= PICTURES
@@ -106,7 +104,7 @@ def test_interrupt_after_a_reload_keeps_the_finished_pictures(tab: Tab, server: 
 def test_a_comparison_without_a_merge_says_so(tab: Tab) -> None:
     open_panel(tab, steps=2)
     tab.press("compare")
-    expect(ended(tab, "error")).to_contain_text("No merged LoRA is chosen")
+    ended(tab, "error", "No merged LoRA is chosen")
     tab.idle()
 
 
@@ -114,12 +112,12 @@ def test_a_merge_is_compared_by_itself_when_asked(tab: Tab, server: Server) -> N
     open_panel(tab, steps=1)
     tab.page.locator("#ziplora_compare_after input").check()
     tab.prepare("compared", updates=1)
-    tab.page.locator("#ziplora_method").get_by_text("direct", exact=True).click()
+    tab.method("direct")
     tab.text("compare_prompts").fill("a sks emoji in szn style")
     tab.press("generate")
-    expect(tab.outcome("done")).to_contain_text("compared.safetensors")
-    expect(ended(tab, "done")).to_contain_text(f"Drew {PICTURES} of {PICTURES} pictures of compared")
+    tab.outcome("done", "compared.safetensors")
+    ended(tab, "done", f"Drew {PICTURES} of {PICTURES} pictures of compared")
     expect(thumbnails(tab)).to_have_count(PICTURES + 1)
-    expect(tab.outcome("done")).to_contain_text("compared.safetensors")
+    tab.outcome("done", "compared.safetensors")
     tab.idle()
     assert {"compared.json", "compared.preview.png"} <= server.files()

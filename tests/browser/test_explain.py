@@ -26,7 +26,7 @@ def test_a_merge_is_explained_and_its_report_stands_alone(
 ) -> None:
     tab.prepare("to explain", updates=3)
     tab.press("generate")
-    expect(tab.outcome("done")).to_contain_text("to explain.report.html")
+    tab.outcome("done", "to explain.report.html")
     tab.idle()
     box = box_of(tab, "to explain")
     expect(box).to_contain_text(SUBJECT)
@@ -59,7 +59,7 @@ def test_a_merge_is_explained_and_its_report_stands_alone(
 
 def test_an_earlier_merge_is_picked_and_a_plain_sum_is_told_as_one(tab: Tab, server: Server) -> None:
     tab.prepare("plain", updates=1)
-    tab.page.locator("#ziplora_method").get_by_text("direct", exact=True).click()
+    tab.method("direct")
     tab.page.locator("#ziplora_report input").uncheck()
     tab.press("generate")
     tab.outcome("done")

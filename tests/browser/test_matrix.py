@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from playwright.sync_api import expect
 
-from .pages import MERGE_MS, STYLE, SUBJECT, Tab
+from .pages import STYLE, SUBJECT, Tab
 from .serving import Server
 
 pytestmark = pytest.mark.browser
@@ -32,10 +32,6 @@ def matrix(tab: Tab) -> Tab:
     return tab
 
 
-def direct(tab: Tab) -> None:
-    tab.page.locator("#ziplora_method").get_by_text("direct", exact=True).click()
-
-
 def states(tab: Tab, place: str = "result") -> list[str | None]:
     rows = tab.page.locator(f"#ziplora_{place} tr[data-state]")
     return [row.get_attribute("data-state") for row in rows.all()]
@@ -44,7 +40,7 @@ def states(tab: Tab, place: str = "result") -> list[str | None]:
 def test_pairs_are_looked_at_and_merged_and_one_that_can_not_be_is_named(
     matrix: Tab, server: Server, shoot: Callable[[str], None]
 ) -> None:
-    direct(matrix)
+    matrix.method("direct")
     matrix.text("matrix_styles").fill(f"{STYLE} | a cat in szn style\nnot installed")
     matrix.text("matrix_names").fill("m1 {subject} {style}")
     matrix.press("matrix_check")
@@ -52,7 +48,7 @@ def test_pairs_are_looked_at_and_merged_and_one_that_can_not_be_is_named(
     expect(plan).to_contain_text("2 of 4 pairs can be merged")
     expect(plan).to_contain_text("not installed")
     matrix.press("matrix_run")
-    expect(matrix.outcome("done")).to_contain_text("2 of 4 pairs merged")
+    matrix.outcome("done", "2 of 4 pairs merged")
     matrix.idle()
     assert states(matrix) == ["done", "refused"] * 2
     for subject in (SUBJECT, OTHER_SUBJECT):
@@ -66,7 +62,7 @@ def test_pairs_are_looked_at_and_merged_and_one_that_can_not_be_is_named(
     matrix.page.set_viewport_size({"width": 1280, "height": 1000})
     matrix.text("matrix_styles").fill(f"{STYLE} | a cat in szn style")
     matrix.press("matrix_run")
-    expect(matrix.outcome("error")).to_contain_text("exist already")
+    matrix.outcome("error", "exist already")
 
 
 def test_interrupt_stops_the_rest_and_keeps_what_is_finished(matrix: Tab, server: Server) -> None:
@@ -79,9 +75,9 @@ def test_interrupt_stops_the_rest_and_keeps_what_is_finished(matrix: Tab, server
     matrix.text("matrix_names").fill("m2_{subject}")
     matrix.press("matrix_run")
     expect(matrix.page.locator("#ziplora_matrix_run")).to_be_disabled()
-    expect(matrix.page.locator("#ziplora_bar").first).to_contain_text("2 of 2", timeout=MERGE_MS)
+    matrix.bar("2 of 2")
     matrix.press("interrupt")
-    expect(matrix.outcome("done")).to_contain_text("1 of 2 pairs merged")
+    matrix.outcome("done", "1 of 2 pairs merged")
     matrix.idle()
     assert states(matrix) == ["done", "interrupted"]
     assert f"m2_{SUBJECT}.safetensors" in server.files()
@@ -89,7 +85,7 @@ def test_interrupt_stops_the_rest_and_keeps_what_is_finished(matrix: Tab, server
 
 
 def test_a_sheet_shows_every_merge(matrix: Tab, shoot: Callable[[str], None]) -> None:
-    direct(matrix)
+    matrix.method("direct")
     matrix.text("matrix_names").fill("m3_{subject}")
     matrix.page.locator("#ziplora_matrix_sheet input").check()
     matrix.press("matrix_run")
@@ -102,4 +98,4 @@ def test_a_sheet_shows_every_merge(matrix: Tab, shoot: Callable[[str], None]) ->
 def test_an_empty_matrix_is_refused(tab: Tab) -> None:
     tab.page.locator("#ziplora_matrix").get_by_text("Matrix", exact=True).click()
     tab.press("matrix_run")
-    expect(tab.outcome("error")).to_contain_text("No subject is chosen")
+    tab.outcome("error", "No subject is chosen")

@@ -42,7 +42,7 @@ def page(blank_page: Page, webui: Webui) -> Iterator[Page]:
 def open_panel(tab: Tab) -> None:
     tab.page.locator("#ziplora_comparison").get_by_text("Compare", exact=True).first.click()
     tab.page.locator("#ziplora_compare_how").get_by_text("How the pictures are drawn").click()
-    box = tab.page.locator("#ziplora_compare_merge input")
+    box = tab.page.locator("#ziplora_compare_source input")
     box.click()
     box.fill(MERGED)
     tab.page.locator("ul.options li").filter(has_text=MERGED).first.click()
@@ -61,7 +61,7 @@ def test_the_sheet_shows_what_the_txt2img_tab_draws(
     show_tab(tab.page, "ZipLoRA")
     open_panel(tab)
     assert number(tab, "compare_steps") == DEFAULTS["customscript/sampler.py/txt2img/Sampling steps/value"]
-    assert number(tab, "compare_guidance") == DEFAULTS["txt2img/CFG Scale/value"]
+    assert number(tab, "compare_guidance_scale") == DEFAULTS["txt2img/CFG Scale/value"]
     seed = tab.page.locator("#ziplora_compare_seed input")
     seed.fill(str(DEFAULTS["customscript/seed.py/txt2img/Seed/value"]))
     seed.press("Tab")

@@ -1,4 +1,4 @@
-"""The panels around a merge in a real WebUI: the check, curves, steering, more LoRAs, the settings page."""
+"""The panels around a merge in a real WebUI: the check, curves, strengths, more LoRAs, the settings page."""
 
 from __future__ import annotations
 
@@ -61,29 +61,30 @@ def test_a_pair_is_looked_at_while_a_lora_is_baked_in(
 ) -> None:
     picture, files = txt2img.draw(OTHER_LORA), webui.files()
     show_tab(tab.page, "ZipLoRA")
-    verdict = tab.page.locator("#ziplora_verdict [data-check]")
+    preflight = tab.page.locator("#ziplora_preflight [data-check]")
     tab.pick("subject", SUBJECT)
-    expect(verdict).to_have_count(0)
+    expect(preflight).to_have_count(0)
     tab.pick("style", STYLE)
-    expect(verdict).to_have_attribute("data-check", "fine")
-    expect(verdict).to_contain_text(f"{SUBJECT} + {STYLE}")
+    expect(preflight).to_have_attribute("data-check", "fine")
+    expect(preflight).to_contain_text(f"{SUBJECT} + {STYLE}")
     layers = inspect_header(webui.loras / f"{SUBJECT}.safetensors").layers
-    expect(verdict).to_contain_text(f"{layers} common")
-    cells = verdict.locator(".ziplora-heat tbody td").all_inner_texts()
+    expect(preflight).to_contain_text(f"{layers} common")
+    preflight.locator(".ziplora-heat summary").click()
+    cells = preflight.locator(".ziplora-heat tbody td").all_inner_texts()
     overlaps = [float(cell) for cell in cells if cell.strip()]
     assert overlaps and all(0 <= overlap <= 1 for overlap in overlaps), cells
-    colours = verdict.locator(".ziplora-heat tbody td").evaluate_all(
+    colours = preflight.locator(".ziplora-heat tbody td").evaluate_all(
         "cells => cells.map(cell => getComputedStyle(cell).backgroundColor)"
     )
     assert len(set(colours)) > 2, colours
-    assert within(verdict, tab.page.locator("#ziplora_body"))
-    shoot("verdict")
+    assert within(preflight, tab.page.locator("#ziplora_body"))
+    shoot("preflight")
     tab.text("output").fill(SUBJECT)
     tab.press("check")
-    expect(verdict).to_have_attribute("data-check", "problems")
-    expect(verdict.locator(".ziplora-problems")).to_contain_text(SUBJECT)
+    expect(preflight).to_have_attribute("data-check", "problems")
+    expect(preflight.locator(".ziplora-problems")).to_contain_text(SUBJECT)
     tab.pick("style", FOR_SD15)
-    expect(verdict.locator(".ziplora-problems")).to_contain_text(FOR_SD15)
+    expect(preflight.locator(".ziplora-problems")).to_contain_text(FOR_SD15)
     shoot("problems")
     assert webui.files() == files
     assert np.array_equal(txt2img.draw(OTHER_LORA), picture)
@@ -99,14 +100,16 @@ def within(inner: Locator, outer: Locator) -> bool:
 
 def test_check_says_what_is_missing(tab: Tab) -> None:
     tab.press("check")
-    expect(tab.page.locator("#ziplora_verdict [data-outcome=error]")).to_contain_text("No subject is chosen")
+    expect(tab.page.locator("#ziplora_preflight [data-outcome=error]")).to_contain_text(
+        "No subject is chosen"
+    )
 
 
 def test_curves_grow_come_back_with_the_page_and_stay(tab: Tab, webui: Webui, shoot: Shoot) -> None:
     start_long(tab, "with curves")
     curves = grown_curves(tab)
     expect(curves).to_contain_text("subject")
-    expect(tab.page.locator("#ziplora_verdict [data-check]")).to_have_count(0)
+    expect(tab.page.locator("#ziplora_preflight [data-check]")).to_have_count(0)
     expect(tab.page.locator("#ziplora_reexport")).to_be_disabled()
     shoot("curves")
     open_page(tab.page, webui)
@@ -129,23 +132,23 @@ def grown_curves(tab: Tab) -> Locator:
     return curves
 
 
-def test_a_merge_is_steered_and_draws_what_its_parts_draw(
+def test_a_merge_is_adjusted_and_draws_what_its_parts_draw(
     tab: Tab, txt2img: Txt2img, webui: Webui, shoot: Shoot
 ) -> None:
-    merge(tab, "to steer", updates=20)
-    expect(tab.page.locator("#ziplora_steer_strength_2")).to_contain_text(f"Strength of {STYLE} (style)")
-    expect(tab.page.locator("#ziplora_steer_strength_3")).to_be_hidden()
-    shoot("steering")
-    export(tab, "to steer_steered")  # the name that is filled in
-    tab.set_number("steer_strength_2", 0.4)
-    tab.page.locator("#ziplora_steer_split input").check()
-    tab.text("steer_output").fill("with less style")
+    merge(tab, "to adjust", updates=20)
+    expect(tab.page.locator("#ziplora_adjust_strength_2")).to_contain_text(f"Strength of {STYLE} (style)")
+    expect(tab.page.locator("#ziplora_adjust_strength_3")).to_be_hidden()
+    shoot("adjusting")
+    export(tab, "to adjust_adjusted")  # the name that is filled in
+    tab.set_number("adjust_strength_2", 0.4)
+    tab.page.locator("#ziplora_adjust_split input").check()
+    tab.text("adjust_output").fill("with less style")
     export(tab, "with less style")
     recipe = read_recipe(inspect_header(webui.loras / "with less style.safetensors").metadata)
     assert recipe["re_export"]["weights"] == [1.0, 0.4]
-    assert {"to steer_steered", "with less style"} <= set(txt2img.cards())
-    whole = txt2img.draw(tags(("to steer", 1)))
-    assert np.array_equal(txt2img.draw(tags(("to steer_steered", 1))), whole)
+    assert {"to adjust_adjusted", "with less style"} <= set(txt2img.cards())
+    whole = txt2img.draw(tags(("to adjust", 1)))
+    assert np.array_equal(txt2img.draw(tags(("to adjust_adjusted", 1))), whole)
     steered = txt2img.draw(tags(("with less style", 1)))
     parts = txt2img.draw(tags(("with less style_subject", 1), ("with less style_style", 1)))
     assert distance(steered, parts) < 1 < distance(steered, whole)
@@ -155,25 +158,27 @@ def test_a_merge_is_steered_and_draws_what_its_parts_draw(
 def export(tab: Tab, name: str) -> None:
     """Press Re-export, and wait for the file."""
     tab.press("reexport")
-    expect(tab.outcome("done")).to_contain_text(f"{name}.safetensors")
-    expect(tab.text("tag")).to_have_value(f"<lora:{name}:1>")
+    tab.outcome("done", f"{name}.safetensors")
+    expect(tab.text("tag")).to_have_value(f"<lora:{name}:1> {PROMPT}")
     tab.idle()
 
 
-def test_a_merge_is_steered_from_the_list_after_reload_ui(tab: Tab, webui: Webui) -> None:
-    merge(tab, "steered later")
+def test_a_merge_is_adjusted_from_the_list_after_reload_ui(tab: Tab, webui: Webui) -> None:
+    merge(tab, "adjusted later")
     settle(tab.page)
     reload_ui(tab.page, webui)
     show_tab(tab.page, "ZipLoRA")
-    tab.page.locator("#ziplora_steering").get_by_text("Steer afterwards").click()
-    tab.page.locator("#ziplora_steer input").click()
-    tab.page.locator("#ziplora_steer li, ul.options li").filter(has_text="steered later").first.click()
-    expect(tab.page.locator("#ziplora_steer_strength_1")).to_contain_text(f"Strength of {SUBJECT} (subject)")
-    expect(tab.text("steer_output")).to_have_value("steered later_steered")
+    tab.page.locator("#ziplora_adjusting").get_by_text("Adjust strengths").click()
+    tab.page.locator("#ziplora_adjust_source input").click()
+    tab.page.locator("#ziplora_adjust_source li, ul.options li").filter(
+        has_text="adjusted later"
+    ).first.click()
+    expect(tab.page.locator("#ziplora_adjust_strength_1")).to_contain_text(f"Strength of {SUBJECT} (subject)")
+    expect(tab.text("adjust_output")).to_have_value("adjusted later_adjusted")
     files = webui.files()
-    tab.text("steer_output").fill("steered later")
+    tab.text("adjust_output").fill("adjusted later")
     tab.press("reexport")
-    expect(tab.outcome("error")).to_contain_text("steered later")
+    tab.outcome("error", "adjusted later")
     tab.idle()
     assert webui.files() == files
 
@@ -182,17 +187,17 @@ def test_a_third_lora_is_merged_and_draws_what_three_tags_draw(
     tab: Tab, txt2img: Txt2img, webui: Webui, shoot: Shoot
 ) -> None:
     tab.prepare("three", updates=1)
-    tab.page.locator("#ziplora_method").get_by_text("direct", exact=True).click()
+    tab.method("direct")
     tab.page.locator("#ziplora_more").get_by_text("More LoRAs").click()
     tab.pick("third", THIRD)
     expect(tab.text("third_prompt")).not_to_have_value("")
-    expect(tab.page.locator("#ziplora_verdict [data-check=fine]")).to_contain_text(THIRD)
+    expect(tab.page.locator("#ziplora_preflight [data-check=fine]")).to_contain_text(THIRD)
     tab.set_number("third_weight", 0.4)
     shoot("three")
     tab.press("generate")
-    expect(tab.outcome("done")).to_contain_text("three.safetensors")
+    tab.outcome("done", "three.safetensors")
     tab.idle()
-    expect(tab.page.locator("#ziplora_steer_strength_3")).to_contain_text(f"{THIRD} (subject 2)")
+    expect(tab.page.locator("#ziplora_adjust_strength_3")).to_contain_text(f"{THIRD} (subject 2)")
     ranks = [inspect_header(webui.loras / f"{name}.safetensors").rank for name in (SUBJECT, STYLE, THIRD)]
     assert inspect_header(webui.loras / "three.safetensors").rank == sum(ranks)
     merged = txt2img.draw(tags(("three", 1)))
@@ -210,7 +215,7 @@ def test_three_are_learnt_and_the_third_can_be_taken_out_again(
     picture = txt2img.draw(OTHER_LORA)
     show_tab(tab.page, "ZipLoRA")
     tab.press("generate")
-    expect(tab.outcome("done")).to_contain_text("three learnt.safetensors")
+    tab.outcome("done", "three learnt.safetensors")
     tab.idle()
     loss = tab.page.locator("#ziplora_curves figure").first
     expect(loss).to_contain_text(re.compile(r"subject 1 .*style .*subject 2 "))
@@ -238,7 +243,7 @@ def test_defaults_of_the_settings_page_take_effect_after_reload_ui(
     assert shown(tab) == chosen
     tab.prepare("with other defaults", updates=7)
     tab.press("generate")
-    expect(tab.outcome("done")).to_contain_text("with other defaults.safetensors")
+    tab.outcome("done", "with other defaults.safetensors")
     tab.idle()
     recipe = read_recipe(inspect_header(webui.loras / "with other defaults.safetensors").metadata)
     assert {name: recipe["settings"][name] for name in chosen} == chosen

@@ -10,14 +10,13 @@ import numpy as np
 from PIL import Image
 from playwright.sync_api import Locator, Page, expect
 
-from .pages import MERGE_MS, SUBJECT, Tab
+from .pages import SUBJECT, Tab
 from .webui import STARTED, Webui
 
 PICTURE_MS = 120_000
 PROMPT = "a sks emoji in szn style"
 OTHER_LORA = f"{PROMPT} <lora:{SUBJECT}:1>"
-BAR = "#ziplora_progress .progressDiv"
-"""The WebUI's own bar."""
+BAR = "#ziplora_bar .ziplora-bar-text"
 LONG = 1000
 """Updates that no test waits for."""
 
@@ -170,8 +169,7 @@ def merge(tab: Tab, output: str, updates: int = 3) -> None:
     show_tab(tab.page, "ZipLoRA")
     tab.prepare(output, updates)
     tab.press("generate")
-    expect(tab.page.locator("#ziplora_interrupt")).to_be_visible()  # so the outcome below is this merge's
-    tab.outcome("done")
+    tab.outcome("done", f"{output}.safetensors")
     tab.idle()
 
 
@@ -185,4 +183,4 @@ def start_long(tab: Tab, output: str) -> None:
 
 def updating(tab: Tab) -> None:
     """Wait until the bar shows that the coefficients are learnt."""
-    expect(tab.page.locator(BAR)).to_contain_text(re.compile(r"Update [2-9]"), timeout=MERGE_MS)
+    tab.bar(re.compile(r"Update [2-9]"))

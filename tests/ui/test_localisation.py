@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import pytest
 
+from lib_ziplora.jobs.service import Service
 from lib_ziplora.ui import guide, tab
-from lib_ziplora.ui.handlers import Desk
 
-from .fake_host import FakeEngine, FakeHost
-from .test_pickers import Texts
+from ..support.pico_host import PicoHost, module_names, write_kohya
+from .page import Texts
 
 
 def texts(page: Any) -> set[str]:
@@ -27,22 +28,18 @@ def texts(page: Any) -> set[str]:
     return found - {""}
 
 
-def built(*names: str) -> Any:
-    host = FakeHost(names)
-    return tab.build(host, Desk(host, FakeEngine().engine()))
+@pytest.fixture
+def page(tmp_path: Path) -> Any:
+    return tab.build(Service(PicoHost(tmp_path)))
 
 
-@pytest.fixture(scope="module")
-def page() -> Any:
-    return built("cat", "ink")
-
-
-def test_the_texts_do_not_depend_on_what_is_installed(page: Any) -> None:
-    assert texts(page) == texts(built("other", "things", "altogether"))
+def test_the_texts_do_not_depend_on_what_is_installed(page: Any, tmp_path: Path) -> None:
+    write_kohya(tmp_path / "other.safetensors", module_names())
+    assert texts(page) == texts(tab.build(Service(PicoHost(tmp_path))))
 
 
 def test_every_sentence_of_the_guide_is_one_text(page: Any) -> None:
-    sentences = {*guide.STEPS, *(text for answer in guide.ANSWERS for text in answer)}
+    sentences = {guide.PURPOSE, *guide.STEPS, *(text for answer in guide.ANSWERS for text in answer)}
     assert sentences <= texts(page)
 
 
@@ -52,9 +49,9 @@ def test_every_sentence_of_the_guide_is_one_text(page: Any) -> None:
         "Subject LoRA",
         "Style LoRA",
         "Subject prompt",
-        "Prompt for both together",
+        "Combined prompt",
         "Balance of the combined prompt",
-        "Steer afterwards",
+        "Adjust strengths",
         "Updates",
         "Learning rate",
         "Merge",

@@ -18,17 +18,15 @@ from PIL import Image
 
 from lib_ziplora.config import setting_defaults
 from lib_ziplora.hosts import InstalledLora
+from lib_ziplora.jobs.service import Service
 from lib_ziplora.library.catalog import CatalogEntry, entries_of
-from lib_ziplora.ui import card, tab
-from lib_ziplora.ui.forms import SLOTS, value_names
-from lib_ziplora.ui.handlers import Desk
-from lib_ziplora.ui.shelf import MOST_PICTURES, PATIENCE, Shelf
+from lib_ziplora.ui import card
+from lib_ziplora.ui.lora_list import MOST_PICTURES, PATIENCE, LoraList
 from lib_ziplora.ui.thumbnail import SIDE, SMALL_SIDE, preview_of, thumbnail
 
 from ..support.pico_host import PicoHost, module_names, write_kohya
-from .fake_host import EVIL, FakeEngine, FakeHost, rows
-from .test_tab import component, functions, handler
-from .test_text import Balance
+from .conftest import TabHost
+from .page import EVIL, Balance, Page, recent_keys, rows, words
 
 ENTRY = CatalogEntry(
     "cat",
@@ -70,41 +68,82 @@ def test_names_in_the_list_are_escaped() -> None:
     assert "<img" not in listing and rows(listing)[0][0] == EVIL
 
 
-def test_one_request_judges_only_for_a_while() -> None:
+def test_one_request_inspects_only_for_a_while(host: TabHost) -> None:
     asked: list[tuple[list[str], float]] = []
 
-    def entries_of(loras: Any, host: Any, patience: float) -> list[CatalogEntry]:
+    def inspect(loras: Any, host: Any, patience: float) -> list[CatalogEntry]:
         asked.append(([lora.name for lora in loras], patience))
         return [replace(ENTRY, name=lora.name) for lora in loras]
 
-    shelf = Shelf(FakeHost(), entries_of)
-    shelf.refresh()
-    shelf.judge_more()
-    assert asked == [(["cat", "ink", "old"], PATIENCE)] * 2
-    shelf.card("ink")
+    loras = LoraList(host, inspect)
+    loras.refresh()
+    loras.inspect_more()
+    assert asked == [(["dog", "ink", "old"], PATIENCE)] * 2
+    loras.card("ink")
     assert asked[2:] == [(["ink"], float("inf"))]
 
 
-def test_the_folder_is_listed_when_asked_to_or_when_a_name_is_new() -> None:
-    class Counting(FakeHost):
-        listed = 0
+def test_the_folder_is_listed_when_asked_to_or_when_a_name_is_new(host: TabHost) -> None:
+    loras = LoraList(host)
+    assert loras.names() == ["dog", "ink", "old"]
+    (host.folder / "new.safetensors").write_bytes((host.folder / "dog.safetensors").read_bytes())
+    loras.inspect_more()
+    assert loras.names() == ["dog", "ink", "old"]
+    assert loras.entry("new") is not None and loras.names() == ["dog", "ink", "new", "old"]
+    (host.folder / "dog.safetensors").unlink()
+    assert loras.trigger("dog") == "a sks dog"
+    loras.refresh()
+    assert loras.names() == ["ink", "new", "old"] and loras.entry("dog") is None
 
-        def loras(self) -> Any:
-            self.listed += 1
-            return super().loras()
 
-    host = Counting()
-    shelf = Shelf(host, FakeEngine().judged)
-    for _ in range(3):
-        assert shelf.names() == ["cat", "ink", "old"] and shelf.trigger("cat") == "a cat"
-    shelf.judge_more()
-    shelf.card("cat")
-    assert host.listed == 1
-    host.cards["new"] = {}
-    assert shelf.entry("new") is not None and host.listed == 2
-    assert shelf.entry("gone") is None and host.listed == 3
-    shelf.refresh()
-    assert host.listed == 4
+def test_usable_loras_are_listed_first_and_others_say_why_not(page: Page) -> None:
+    page.fire("refresh")
+    shown = rows(page["catalog"])
+    assert [(name, state) for name, _, state in shown] == [("dog", 1), ("ink", 1), ("old", 0)]
+    page.pick(third="old")
+    assert "not for Stable Diffusion XL" in words(page["third_facts"]) and page["third_prompt"] == ""
+
+
+def test_picking_prefills_prompt_and_name(page: Page) -> None:
+    page.pick(subject="dog", style="ink")
+    assert "rank 3" in words(page["style_facts"]) and page["style_prompt"] == "a cat in ink style"
+    assert page["output"] == "dog_x_ink"
+    page.set(style_prompt="mine")
+    page.pick(style="dog")
+    assert page["style_prompt"] == "mine" and page["output"] == "dog_x_dog"
+
+
+def test_an_empty_prompt_shows_what_will_be_used(page: Page) -> None:
+    page.pick(subject="dog", style="ink")
+    assert page.shown["subject_prompt.placeholder"] == "a sks dog"
+    page.set(subject_prompt="", combined_prompt="")
+    page.fire("subject_prompt", "blur")
+    assert page["combined_prompt"] == ""
+    assert page.shown["combined_prompt.placeholder"] == "a sks dog in ink style"
+
+
+def test_one_more_lora_can_be_picked_and_taken_out_again(page: Page) -> None:
+    page.pick(third="ink")
+    assert "rank 3" in words(page["third_facts"]) and page["third_prompt"] == "a cat in ink style"
+    page.fire("third_clear")
+    assert page["third"] == page["third_prompt"] == "" and "Choose" in words(page["third_facts"])
+
+
+def test_a_lora_that_is_deleted_after_it_was_picked_says_so(pair: Page, host: TabHost) -> None:
+    (host.folder / "dog.safetensors").unlink()
+    pair.fire("style_refresh")
+    assert "not installed any more" in words(pair["subject_facts"]) and "rank" in words(pair["style_facts"])
+
+
+def test_swap_twice_is_as_before(pair: Page) -> None:
+    names = [f"{side}{part}" for side in ("subject", "style") for part in ("", "_prompt", "_weight")]
+    pair.set(subject_prompt="mine", style_weight=1.5)
+    before = {name: pair[name] for name in (*names, "output", "subject_facts")}
+    pair.fire("swap")
+    assert (pair["subject"], pair["style_prompt"], pair["subject_weight"]) == ("ink", "mine", 1.5)
+    assert pair["output"] == "ink_x_dog" and "rank 3" in words(pair["subject_facts"])
+    pair.fire("swap")
+    assert {name: pair[name] for name in before} == before
 
 
 # The card
@@ -112,10 +151,10 @@ def test_the_folder_is_listed_when_asked_to_or_when_a_name_is_new() -> None:
 
 def test_the_card_shows_everything_of_a_picked_lora() -> None:
     html = card.card(ENTRY, "cat", "data:image/jpeg;base64,AAAA")
-    words = " ".join(text for text in Texts(html).found)
+    told = words(html)
     for part in ("Stable Diffusion XL", "LoRA + DoRA", "ranks 4 to 64", "722 layers", "12.3 MB", "sks"):
-        assert part in words
-    assert 'src="data:image/jpeg;base64,AAAA"' in html and "Not usable" not in words
+        assert part in told
+    assert 'src="data:image/jpeg;base64,AAAA"' in html and "Not usable" not in told
 
 
 def test_the_card_says_why_a_lora_can_not_be_used() -> None:
@@ -124,30 +163,16 @@ def test_the_card_says_why_a_lora_can_not_be_used() -> None:
     assert card.CHOOSE in card.card(None, "") and "not installed" in card.card(None, "gone")
 
 
-def test_the_card_of_a_real_file(tmp_path: Path) -> None:
-    write_kohya(tmp_path / "a.safetensors", module_names(), rank=3)
-    host = PicoHost(tmp_path)
-    host.cards["a"] = {"activation text": "sks dog"}
-    words = " ".join(Texts(Desk(host).shelf.card("a")).found)
-    for part in ("Stable Diffusion XL", "LoRA", "rank 3", f"{len(module_names())} layers", "sks dog"):
-        assert part in words
+def test_the_card_of_a_real_file(page: Page) -> None:
+    page.pick(subject="dog")
+    layers = f"{len(module_names()) + 1} layers"
+    for part in ("Stable Diffusion XL", "LoRA", "rank 2", layers, "a sks dog"):
+        assert part in words(page["subject_facts"])
 
 
-class Texts(Balance):
-    """The text nodes of a piece of HTML."""
-
-    def __init__(self, html: str) -> None:
-        self.found: list[str] = []
-        super().__init__(html)
-
-    def handle_data(self, data: str) -> None:
-        if data.strip():
-            self.found.append(data.strip())
-
-
-@pytest.mark.parametrize("ranks, words", [((16,), "16"), ((4, 8), "4 and 8"), ((4, 8, 64), "4 to 64")])
-def test_ranks_in_words(ranks: tuple[int, ...], words: str) -> None:
-    assert card.ranks(ranks) == words
+@pytest.mark.parametrize("ranks, told", [((16,), "16"), ((4, 8), "4 and 8"), ((4, 8, 64), "4 to 64")])
+def test_ranks_in_words(ranks: tuple[int, ...], told: str) -> None:
+    assert card.ranks(ranks) == told
 
 
 # The thumbnail
@@ -193,26 +218,23 @@ def test_a_file_that_is_no_picture_is_none(tmp_path: Path, content: bytes) -> No
 @pytest.mark.parametrize(
     "names", ["", "[]", "{", "3", "[1, null]", "[" * 100_000, '["gone", "../a"]'], ids=lambda n: n[:9]
 )
-def test_pictures_of_what_is_not_installed_are_none(names: str) -> None:
-    assert all(url == "" for url in pictures_of(FakeHost(["a"]), names).values())
+def test_pictures_of_what_is_not_installed_are_none(host: TabHost, names: str) -> None:
+    assert all(url == "" for url in pictures_of(host, names).values())
 
 
-def pictures_of(host: FakeHost, names: str) -> dict[str, str]:
-    found = re.search(r'data-pictures="([^"]*)"', Desk(host, FakeEngine().engine()).shelf.pictures(names))
+def pictures_of(host: TabHost, names: str) -> dict[str, str]:
+    found = re.search(r'data-pictures="([^"]*)"', LoraList(host).pictures(names))
     assert found
     shown: dict[str, str] = json.loads(unescape(found[1]))
     return shown
 
 
-def test_a_list_gets_small_pictures_and_not_too_many_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    picture(tmp_path / "a.png", (1000, 500))
-    names = ["a", "b", EVIL, *map(str, range(100))]
-    found = pictures_of(FakeHost(names), json.dumps(names))
-    assert list(found) == names[:MOST_PICTURES] and found["b"] == found[EVIL] == ""
-    assert decoded(found["a"]).size == (SMALL_SIDE, SMALL_SIDE // 2)
+def test_a_list_gets_small_pictures_and_not_too_many_at_once(host: TabHost) -> None:
+    picture(host.folder / "dog.png", (1000, 500))
+    names = ["dog", "ink", EVIL, *map(str, range(100))]
+    found = pictures_of(host, json.dumps(names))
+    assert list(found) == names[:MOST_PICTURES] and found["ink"] == found[EVIL] == ""
+    assert decoded(found["dog"]).size == (SMALL_SIDE, SMALL_SIDE // 2)
 
 
 def test_a_link_to_a_picture_elsewhere_is_none(tmp_path: Path) -> None:
@@ -228,132 +250,130 @@ def test_a_link_to_a_picture_elsewhere_is_none(tmp_path: Path) -> None:
 # Recent merges
 
 
-@pytest.fixture
-def desk() -> Desk:
-    return Desk(FakeHost(), FakeEngine().engine())
-
-
-@pytest.fixture
-def page(desk: Desk) -> Any:
-    return tab.build(desk.host, desk)
-
-
 GIVEN = {
-    "subject": "cat",
-    "subject_prompt": "a cat",
+    "subject": "dog",
+    "subject_prompt": "my dog",
     "subject_weight": 0.8,
     "style": "ink",
     "style_prompt": "a cat in ink style",
     "style_weight": 1.2,
-    "third": "old",
+    "third": "third",
     "third_prompt": "an old cat",
     "third_weight": 0.5,
     "third_role": "style",
-    "output": "made",
-    "combined_prompt": "mine",
 }
 
 
-def merge(desk: Desk, **changed: Any) -> str:
-    given = {**dict.fromkeys(value_names()), **setting_defaults(), **GIVEN, "overwrite": False, **changed}
-    values = [given[name] for name in value_names()]
-    ticket, refused = desk.prepare(values)
-    assert refused == ""
-    desk.work(ticket, values)
-    return desk.recent.merges()[0].key
+@pytest.fixture
+def filled(page: Page, host: TabHost) -> Page:
+    """The form with three LoRAs."""
+    write_kohya(host.folder / "third.safetensors", module_names(), seed=3)
+    page.set(**GIVEN, combined_prompt="mine", output="made", overwrite=True)
+    return page
 
 
-def recalled(page: Any, key: str) -> dict[str, Any]:
-    """Name of a control -> what a click on a recent merge puts into it."""
-    target = component(page, "recall")._id
-    outputs = next(d["outputs"] for d in page.config["dependencies"] if target in flat(d["targets"]))
-    known = {block._id: getattr(block, "elem_id", None) or "" for block in page.blocks.values()}
-    names = [known[one].removeprefix("ziplora_") for one in outputs]
-    return dict(zip(names, handler(page, "recall")(key), strict=True))
+def merged(page: Page) -> str:
+    """Merge what the form holds; the key of its button."""
+    page.run()
+    page.fire("refresh")
+    return next(recent_keys(page["recent"]))
 
 
-def flat(targets: Any) -> list[Any]:
-    return [one if isinstance(one, int) else one[0] for one in targets]
+def test_one_click_fills_the_form(filled: Page) -> None:
+    key = merged(filled)
+    other = Page(filled.service)
+    other.recall(key)
+    assert {name: other[name] for name in GIVEN} == GIVEN
+    assert other["fourth"] == "" and other["combined_prompt"] == "mine"
 
 
-def test_one_click_fills_the_form(desk: Desk, page: Any) -> None:
-    filled = recalled(page, merge(desk))
-    names = [name for slot in SLOTS[:3] for name in slot.value_names()]
-    assert {name: filled[name] for name in names} == {name: GIVEN[name] for name in names}
-    assert filled["fourth"] == "" and filled["combined_prompt"] == "mine"
+def test_a_merge_that_failed_is_not_remembered(filled: Page) -> None:
+    merged(filled)
+    filled.set(style="old")
+    assert filled.start() == ""
+    filled.fire("refresh")
+    assert len(list(recent_keys(filled["recent"]))) == 1
 
 
-def test_a_merge_that_failed_is_not_remembered(desk: Desk) -> None:
-    merge(desk)
-    with pytest.raises(AssertionError):
-        merge(desk, style="cat")
-    assert len(desk.recent.merges()) == 1
+def test_a_forgotten_merge_changes_nothing(filled: Page) -> None:
+    before = dict(filled.values)
+    filled.recall("gone")
+    assert filled.values == before
 
 
-def test_a_forgotten_merge_changes_nothing(page: Any) -> None:
-    values = recalled(page, "gone").values()
-    assert all(isinstance(value, dict) and "value" not in value for value in values)
+def test_recent_merges_are_buttons_and_missing_loras_are_named(filled: Page, host: TabHost) -> None:
+    assert filled["recent"] == ""
+    merged(filled)
+    assert "dog × ink × third" in words(filled["recent"]) and "disabled" not in filled["recent"]
+    (host.folder / "third.safetensors").unlink()
+    filled.fire("refresh")
+    assert "disabled" in filled["recent"] and "third: not installed any more" in filled["recent"]
 
 
-def test_recent_merges_are_buttons_and_missing_loras_are_named(desk: Desk, page: Any) -> None:
-    assert handler(page, "refresh")()[1] == ""
-    key = merge(desk)
-    html = handler(page, "refresh")()[1]
-    assert f'data-recent="{key}"' in html and "cat × ink × old" in html and "disabled" not in html
-    desk.host.cards.pop("old")
-    html = handler(page, "refresh")()[1]
-    assert "disabled" in html and "old: not installed any more" in html
-
-
-def test_names_on_the_buttons_are_escaped(desk: Desk, page: Any) -> None:
-    desk.host.cards[EVIL] = {}
-    merge(desk, third=EVIL, third_prompt=f'" {EVIL}')
-    html = handler(page, "refresh")()[1]
-    parsed = Balance(html)
+def test_names_on_the_buttons_are_escaped(filled: Page, host: TabHost) -> None:
+    name = "<b onmouseover=x>"
+    (host.folder / "third.safetensors").rename(host.folder / f"{name}.safetensors")
+    filled.set(third=name, third_prompt=f'" {EVIL}')
+    merged(filled)
+    parsed = Balance(filled["recent"])
     assert parsed.open == [] and parsed.seen == {"div", "span", "button"}
 
 
-# The prompt for both together
+def test_names_and_metadata_in_facts_and_refusals_are_escaped(page: Page, host: TabHost) -> None:
+    name = "<b onmouseover=x>"
+    write_kohya(host.folder / f"{name}.safetensors", module_names())
+    host.cards[name] = {"activation text": EVIL}
+    page.pick(subject=name, style=f"{name} 2")
+    page.start()
+    page.fire("refresh")
+    for box in ("subject_facts", "style_facts", "result", "catalog"):
+        assert "&lt;" in page[box] and "<img" not in page[box] and "<b on" not in page[box]
 
 
-def combine(page: Any, current: str = "", filled: str = "", **changed: Any) -> list[str]:
-    given = {**dict.fromkeys((name for slot in SLOTS for name in slot.value_names()), ""), **GIVEN, **changed}
-    names = [name for slot in SLOTS for name in slot.value_names() if not name.endswith("_weight")]
-    function = next(one for one in functions(page) if getattr(one, "__name__", "") == "combine")
-    return function(current, filled, *[given[name] for name in names])
+# The combined prompt
 
 
-def test_it_follows_the_prompts_until_the_user_writes_or_clears_it(page: Any) -> None:
-    made = combine(page, third="")
-    assert made == ["a cat in ink style"] * 2
-    assert combine(page, *made, third="", subject_prompt="a dog") == ["a dog in ink style"] * 2
-    assert combine(page, "my own", made[1]) == ["my own", made[1]]
-    assert combine(page, "", made[1]) == ["", made[1]]
+def test_it_follows_the_prompts_until_the_user_writes_or_clears_it(pair: Page) -> None:
+    assert pair["combined_prompt"] == "a sks dog in ink style"
+    pair.set(subject_prompt="a bird")
+    pair.fire("subject_prompt", "blur")
+    assert pair["combined_prompt"] == "a bird in ink style"
+    for own in ("my own", ""):
+        pair.set(combined_prompt=own)
+        pair.fire("subject_prompt", "blur")
+        assert pair["combined_prompt"] == own
 
 
-def test_it_has_the_words_of_every_lora_in_its_role(page: Any) -> None:
-    assert combine(page) == ["a cat in ink style, an old cat"] * 2
-    assert combine(page, third_role="subject") == ["a cat and an old cat in ink style"] * 2
-    assert combine(page, style="", third="") == ["", ""]
+def test_it_has_the_words_of_every_lora_in_its_role(pair: Page, host: TabHost) -> None:
+    write_kohya(host.folder / "third.safetensors", module_names(), seed=3)
+    pair.pick(third="third")
+    pair.set(third_prompt="an old cat", third_role="style")
+    pair.fire("third_role", "change")
+    assert pair["combined_prompt"] == "a sks dog in ink style, an old cat"
+    pair.set(third_role="subject")
+    pair.fire("third_role", "change")
+    assert pair["combined_prompt"] == "a sks dog and an old cat in ink style"
 
 
-def test_the_settings_pages_default_counts_as_the_users_own() -> None:
-    host = FakeHost()
-    chosen = {**setting_defaults(), "combined_prompt": "always this"}
-    page = tab.build(host, Desk(host, FakeEngine().engine()), chosen)
-    assert component(page, "combined_prompt").value == "always this"
-    assert combine(page, "always this", "")[0] == "always this"
+def test_the_settings_pages_default_counts_as_the_users_own(service: Service) -> None:
+    page = Page(service, {**setting_defaults(), "combined_prompt": "always this"})
+    page.pick(subject="dog", style="ink")
+    assert page["combined_prompt"] == "always this"
 
 
-def test_a_recalled_prompt_goes_on_following_if_it_was_the_suggested_one(desk: Desk, page: Any) -> None:
-    own = merge(desk)
-    assert handler(page, "recall")(own)[-2:] == ["mine", ""]
-    made = combine(page)[0]
-    suggested = merge(desk, combined_prompt=made)
-    assert handler(page, "recall")(suggested)[-2:] == [made, made]
+def test_a_recalled_prompt_goes_on_following_if_it_was_the_suggested_one(filled: Page) -> None:
+    own = merged(filled)
+    filled.recall(own)
+    filled.fire("subject_prompt", "blur")
+    assert filled["combined_prompt"] == "mine"
+    filled.set(combined_prompt="my dog in ink style, an old cat")
+    filled.recall(merged(filled))
+    filled.set(subject_prompt="a bird")
+    filled.fire("subject_prompt", "blur")
+    assert filled["combined_prompt"] == "a bird in ink style, an old cat"
 
 
-def test_the_host_of_a_listing_is_passed_on(tmp_path: Path) -> None:
+def test_a_listed_name_need_not_be_the_files(tmp_path: Path) -> None:
     host = PicoHost(tmp_path)
     path = write_kohya(tmp_path / "a.safetensors", module_names())
     (entry,) = entries_of([InstalledLora("other name", path)], host, 0)

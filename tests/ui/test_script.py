@@ -17,7 +17,7 @@ from lib_ziplora.config import setting_defaults, setting_fields
 from lib_ziplora.errors import HostError
 from lib_ziplora.ui import defaults
 
-from .fake_host import FakeHost
+from ..support.pico_host import PicoHost
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "ziplora.py"
 
@@ -62,10 +62,16 @@ def callbacks(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Callable[..
     yield registered
 
 
-def test_tab_and_unloading_are_registered(
-    callbacks: dict[str, Callable[..., Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(hosts, "detect", FakeHost)
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PicoHost:
+    """What the script finds as its host."""
+    host = PicoHost(tmp_path)
+    monkeypatch.setattr(hosts, "detect", lambda: host)
+    return host
+
+
+@pytest.mark.usefixtures("host")
+def test_tab_and_unloading_are_registered(callbacks: dict[str, Callable[..., Any]]) -> None:
     runpy.run_path(str(SCRIPT), run_name="ziplora.py")
     [(page, title, name)] = callbacks["on_ui_tabs"]()
     assert (title, name) == ("ZipLoRA", "ziplora")
@@ -77,20 +83,22 @@ def test_every_setting_is_on_the_settings_page(callbacks: dict[str, Callable[...
     runpy.run_path(str(SCRIPT), run_name="ziplora.py")
     callbacks["on_ui_settings"]()
     added = sys.modules["modules"].shared.opts.added
+    note = added.pop("ziplora_note")
+    assert "Reload UI" in note.default and note.do_not_save and note.section == ("ziplora", "ZipLoRA")
     assert set(added) == {f"ziplora_{name}" for name in setting_fields()}
     assert len({info.label for info in added.values()}) == len(added)
     for name, option in setting_fields().items():
         info = added[f"ziplora_{name}"]
         assert (info.default, info.label) == (setting_defaults()[name], option.label)
-        assert info.section == ("ziplora", "ZipLoRA") and option.help in info.comment
+        assert info.section == ("ziplora", "ZipLoRA") and info.comment == option.help
         with gr.Blocks():
             assert info.component(value=info.default, **info.component_args).value == info.default
 
 
+@pytest.mark.usefixtures("host")
 def test_the_tab_begins_with_the_defaults_of_the_settings_page(
-    callbacks: dict[str, Callable[..., Any]], monkeypatch: pytest.MonkeyPatch
+    callbacks: dict[str, Callable[..., Any]],
 ) -> None:
-    monkeypatch.setattr(hosts, "detect", FakeHost)
     sys.modules["modules"].shared.opts = Options(ziplora_steps=33)
     runpy.run_path(str(SCRIPT), run_name="ziplora.py")
     [(page, _, _)] = callbacks["on_ui_tabs"]()

@@ -1,4 +1,4 @@
-"""What the tab knows of the installed LoRAs: listed when asked to, judged bit by bit."""
+"""The installed LoRAs as the tab lists them: read when asked to, their headers inspected bit by bit."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ import json
 from collections.abc import Callable, Sequence
 
 from ..hosts import Host, InstalledLora
-from ..library.catalog import CatalogEntry
+from ..library.catalog import CatalogEntry, entries_of
 from .card import card, listing, pictures
 from .thumbnail import SMALL_SIDE, thumbnail
 
 MOST_PICTURES = 32
 """Pictures that one request may have made."""
 PATIENCE = 1.0
-"""Seconds that one request may spend on files that nobody has judged yet."""
+"""Seconds that one request may spend on files whose headers are not known yet."""
 
-Judged = Callable[[Sequence[InstalledLora], Host, float], Sequence[CatalogEntry]]
+Inspect = Callable[[Sequence[InstalledLora], Host, float], Sequence[CatalogEntry]]
 
 
-class Shelf:
+class LoraList:
     """The installed LoRAs of a host, as they were when the list was read last.
 
     Args:
         host: that lists them.
-        judged: judges them by their files, within so many seconds.
+        inspect: tells what their files are, within so many seconds.
     """
 
-    def __init__(self, host: Host, judged: Judged) -> None:
+    def __init__(self, host: Host, inspect: Inspect = entries_of) -> None:
         self._host = host
-        self._judged = judged
+        self._inspect = inspect
         self._loras: dict[str, InstalledLora] | None = None
 
     def names(self) -> list[str]:
@@ -40,24 +40,24 @@ class Shelf:
         self._loras = None
 
     def refresh(self) -> str:
-        """Read the list anew, and judge what is new on it, for a while; for the pickers."""
+        """Read the list anew, and inspect what is new on it, for a while; for the pickers."""
         self.forget()
-        return self.judge_more()
+        return self.inspect_more()
 
-    def judge_more(self) -> str:
-        """Judge what hasn't been judged yet, for a while; for the pickers."""
-        return listing(self._judged(list(self._listed().values()), self._host, PATIENCE))
+    def inspect_more(self) -> str:
+        """Inspect what hasn't been inspected yet, for a while; for the pickers."""
+        return listing(self._inspect(list(self._listed().values()), self._host, PATIENCE))
 
-    def entry(self, name: str) -> CatalogEntry | None:
-        """A LoRA by its name, judged by its file as it is now; None when it is not installed."""
-        if name not in self._listed():
+    def entry(self, name: str | None) -> CatalogEntry | None:
+        """A LoRA by its name, with its file as it is now; None when it is not installed."""
+        if name and name not in self._listed():
             self.forget()
-        lora = self._listed().get(name)
-        return self._judged([lora], self._host, float("inf"))[0] if lora else None
+        lora = self._listed().get(name or "")
+        return self._inspect([lora], self._host, float("inf"))[0] if lora else None
 
     def card(self, name: str | None) -> str:
         """What stands under a picker."""
-        entry = self.entry(name) if name else None
+        entry = self.entry(name)
         return card(entry, name or "", thumbnail(entry.path) if entry else "")
 
     def pictures(self, names: str) -> str:
@@ -81,7 +81,7 @@ class Shelf:
 
     def prompt(self, name: str | None) -> str:
         """The prompt that a LoRA's card or metadata suggests, or an empty string."""
-        entry = self.entry(name) if name else None
+        entry = self.entry(name)
         return entry.prompt if entry and entry.usable else ""
 
     def trigger(self, name: str | None) -> str:

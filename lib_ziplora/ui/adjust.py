@@ -1,0 +1,79 @@
+"""Panel Adjust strengths: writes a finished merge again with other strengths, rank or precision."""
+
+from __future__ import annotations
+
+import gradio as gr
+
+from ..config import setting_fields
+from ..errors import ZipLoraError
+from ..library.merges import steerable
+from . import text
+from .controller import CHOOSE_MERGE, TabController
+from .controls import Controls, Updates, Values, prefilled
+from .forms import STRENGTH_VALUES, STRENGTHS, free_name
+
+NAME = ("adjust_output", "adjust_output_filled")
+SHOWN = ("adjust_about", *STRENGTH_VALUES, "adjust_rank", "adjust_precision", *NAME)
+"""What changes with the merge that is picked."""
+
+
+def adjust_panel(controller: TabController, controls: Controls) -> None:
+    """Picker of merges, a strength for each of a merge's LoRAs, and what the new file is to be like."""
+    with gr.Accordion("Adjust strengths", open=False, elem_id="ziplora_adjusting") as controls["adjusting"]:
+        controls.add(gr.Dropdown, "adjust_source", controller.merges(), value=None, label="Merged LoRA")
+        controls.add(gr.HTML, "adjust_about", text.facts(CHOOSE_MERGE))
+        for number, name in enumerate(STRENGTH_VALUES, 1):
+            slider = {"value": 1.0, "step": 0.05, "label": f"Strength {number}", "visible": False}
+            controls.add(gr.Slider, name, 0.05, 2.0, **slider)
+        with gr.Row(elem_classes=["ziplora-row"]):
+            controls.add(
+                gr.Textbox,
+                "adjust_rank",
+                label="Rank of the new file",
+                info="exact, a highest rank such as 64, or a share of energy such as 0.995",
+                max_lines=1,
+            )
+            precisions = list(setting_fields()["precision"].choices)
+            controls.add(gr.Radio, "adjust_precision", precisions, label="Precision of the new file")
+        controls.add(gr.Checkbox, "adjust_split", False, label="Also save one new file per LoRA")
+        controls.add(gr.Textbox, "adjust_output", label="Name of the new file", max_lines=1)
+        controls.add_states("adjust_output_filled")
+        controls.add(
+            gr.Checkbox, "adjust_overwrite", False, label="Overwrite an existing LoRA with the new name"
+        )
+        controls.add(gr.Button, "reexport", "Re-export", variant="primary")
+
+
+def adjust_events(controller: TabController, controls: Controls) -> None:
+    """The panel follows its picker."""
+    controls.on(
+        controls["adjust_source"].input,
+        lambda given: adjustable(controller, given["adjust_source"], given),
+        ("adjust_source", *NAME),
+        SHOWN,
+    )
+
+
+def adjustable(controller: TabController, name: str | None, given: Values) -> Updates:
+    """Updates of ``SHOWN`` for a merge, every strength at 1; one that can't be adjusted has no sliders."""
+    hidden: Updates = dict.fromkeys(STRENGTH_VALUES, gr.update(value=1.0, visible=False))
+    if not name:
+        return {**hidden, "adjust_about": text.facts(CHOOSE_MERGE)}
+    try:
+        merge = steerable(controller.host, name)
+    except ZipLoraError as error:
+        return {**hidden, "adjust_about": text.error(str(error))}
+    settings, fixed = merge.settings, merge.loras[STRENGTHS:]
+    facts = [" + ".join(merge.loras), settings.method, f"rank {settings.rank}", settings.precision]
+    facts += [f"merged with {merge.checkpoint}"] if merge.checkpoint else []
+    facts += [f"{', '.join(fixed)} can't be adjusted here and stay as they are"] if fixed else []
+    labels = [f"Strength of {lora} ({label})" for lora, label in zip(merge.loras, merge.labels, strict=True)]
+    sliders = [gr.update(label=label, value=1.0, visible=True) for label in labels]
+    return {
+        **hidden,
+        **dict(zip(STRENGTH_VALUES, sliders, strict=False)),
+        **prefilled(given, "adjust_output", free_name(f"{merge.name}_adjusted", controller.loras.names())),
+        "adjust_about": text.facts(" · ".join(facts)),
+        "adjust_rank": settings.rank,
+        "adjust_precision": settings.precision,
+    }
