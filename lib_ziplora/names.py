@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 from .errors import OutputError
 
@@ -13,7 +14,10 @@ RESERVED_BY_PROMPTS = frozenset(("none", "addams"))
 RESERVED_BY_WINDOWS = frozenset(
     ("con", "prn", "aux", "nul", *(f"{port}{digit}" for port in ("com", "lpt") for digit in "0123456789¹²³"))
 )
-_ALLOWED = re.compile(r"[\w .()+-]+")
+IN_NO_TAG, IN_NO_FILE = frozenset(":=<>,"), frozenset('"|?*')
+"""Characters that end or split a ``<lora:…>`` tag or an infotext, and those that Windows refuses besides."""
+_UNSEEN = frozenset(("Cc", "Cs", "Zl", "Zp"))
+_TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 TAG = re.compile(r"<\w+:[^>]+>")
 """An extra network in a prompt, as the WebUI finds it."""
 _EXTENSIONS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
@@ -44,11 +48,9 @@ def _objection(name: str) -> str:
         return "it is empty. Type a name"
     if "/" in name or "\\" in name or name in (".", ".."):
         return "it has a folder in it. Give the name alone"
-    if not _ALLOWED.fullmatch(name):
-        bad = sorted({character for character in name if not _ALLOWED.fullmatch(character)})
-        return (
-            f"{' '.join(map(repr, bad))} doesn't work in prompts. Use letters, digits, spaces and _ . ( ) + -"
-        )
+    bad = sorted(filter(_unusable, set(name)))
+    if bad:
+        return f"{' '.join(map(repr, bad))} doesn't work in prompts or in file names. Leave it out"
     if name.lower().endswith(_EXTENSIONS):
         return "it ends in a file extension. Leave that out"
     if name[0] in " ." or name[-1] in " .":
@@ -60,3 +62,13 @@ def _objection(name: str) -> str:
     if name.lower().split(".")[0].rstrip() in RESERVED_BY_WINDOWS:
         return "Windows uses this word for a device. Choose another"
     return ""
+
+
+def _unusable(character: str) -> bool:
+    forbidden = IN_NO_TAG | IN_NO_FILE | _TURNING
+    return character in forbidden or unicodedata.category(character) in _UNSEEN
+
+
+def readable(text: str) -> str:
+    """A file name in which bytes that are no UTF-8, and halves of letters, show as replacement characters."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

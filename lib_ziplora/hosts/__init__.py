@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..denoiser import Conditioning, Denoiser, TextDeltas
 from ..errors import HostError
+from ..names import readable
 from ..origins import AllowedOrigins
 from .pictures import Drawn as Drawn
 from .pictures import Draws as Draws
@@ -32,7 +33,7 @@ class InstalledLora:
     """A LoRA file that the host lists.
 
     Attributes:
-        name: what the user picks and writes into ``<lora:name:1>`` (the file's stem).
+        name: what the user picks and writes into ``<lora:name:1>`` (the file's stem, readable in any case).
         path: the file.
         user_metadata: what the user wrote on its card (keys as in the WebUI's
             ``<stem>.json``: ``activation text``, ``preferred weight``, ...), or empty.
@@ -41,6 +42,16 @@ class InstalledLora:
     name: str
     path: Path
     user_metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", readable(self.name))
+
+    @property
+    def problem(self) -> str:
+        """Why the file can't be used whatever is in it, as a sentence; "" when it can."""
+        if readable(str(self.path)) == str(self.path):
+            return ""
+        return f"{readable(self.path.name)} has a name or a folder that is no valid Unicode. Rename it."
 
 
 @dataclass(frozen=True)

@@ -115,30 +115,45 @@ class StandaloneHost:
         self._shapes: Mapping[str, tuple[int, ...]] | None = None
 
     def loras(self) -> Sequence[InstalledLora]:
-        """The ``.safetensors`` files below the LoRA folders; of equal names the first folder's."""
-        found: dict[str, InstalledLora] = {}
-        for folder in self._lora_dirs:
-            for path in sorted(folder.rglob(f"*{SUFFIX}")):
-                if path.is_file() and not path.name.startswith("."):
-                    found.setdefault(path.stem, InstalledLora(path.stem, path, _user_metadata(path)))
-        return [found[name] for name in sorted(found, key=lambda n: (n.casefold(), n))]
+        """The ``.safetensors`` files below the LoRA folders, linked folders included, each once.
+
+        A file's name is its stem. Where several have the same, that is the one directly in the first
+        folder; the others are named with as many folders as tell them apart: ``sub/name``.
+        """
+        groups: dict[str, list[Path]] = {}
+        for path in _files(self._lora_dirs):
+            groups.setdefault(path.stem, []).append(path)
+        found: dict[str, Path] = {}
+        for stem, paths in groups.items():
+            first = next(
+                (path for path in paths if len(paths) == 1 or path.parent == self._lora_dirs[0]), None
+            )
+            found.update({stem: first} if first else {})
+            found.update(_told_apart([path for path in paths if path != first]))
+        names = sorted(found, key=lambda name: (name.casefold(), name))
+        return [InstalledLora(name, found[name], _user_metadata(found[name])) for name in names]
 
     def resolve(self, lora: str) -> Path:
         """An existing file, or an installed LoRA's name (names only when strict).
 
         Raises:
-            LoraFileError: neither.
+            LoraFileError: neither, or a name that several have.
         """
-        looks_like_path = any(mark in lora for mark in "/\\") or Path(lora).suffix in MODEL_SUFFIXES
-        if looks_like_path and not self._strict:
-            if _there(Path(lora).is_file):
-                return Path(lora)
-            if Path(lora).name != lora:
-                raise LoraFileError(f"There is no file {lora}; check the path.")
-        installed = {entry.name: entry.path for entry in self.loras()}
-        for name in (lora, lora.removesuffix(SUFFIX)):
-            if name in installed:
-                return installed[name]
+        stem = lora[: -len(SUFFIX)] if lora.lower().endswith(SUFFIX) else lora
+        looks_like_path = any(mark in lora for mark in "/\\") or Path(lora).suffix.lower() in MODEL_SUFFIXES
+        if looks_like_path and not self._strict and _there(Path(lora).is_file):
+            return Path(lora)
+        installed = {entry.name: entry for entry in self.loras()}
+        found = installed.get(lora) or installed.get(stem)
+        if found is not None:
+            if found.problem:
+                raise LoraFileError(found.problem)
+            return found.path
+        same = [name for name, entry in installed.items() if entry.path.stem == stem]
+        if same:
+            raise LoraFileError(f"{len(same)} LoRAs are named {lora}. Choose one of them: {', '.join(same)}.")
+        if looks_like_path and not self._strict and Path(lora).name != lora:
+            raise LoraFileError(f"There is no file {lora}; check the path.")
         near = difflib.get_close_matches(lora, installed, n=3)
         advice = f"Did you mean {', '.join(near)}?" if near else self._where()
         raise LoraFileError(f"There is no LoRA named {lora}. {advice}")
@@ -159,9 +174,9 @@ class StandaloneHost:
                 f"There is no LoRA folder to put {name} into; give a path that ends in {SUFFIX}."
             )
         target = self._lora_dirs[0] / f"{name}{SUFFIX}"
-        for entry in self.loras():
-            if entry.name.casefold() == name.casefold() and entry.path != target:
-                raise OutputError(f"The name {name} means another LoRA, {entry.path}; choose another name.")
+        same = [entry.path for entry in self.loras() if entry.path.stem.casefold() == name.casefold()]
+        if same and target not in same:
+            raise OutputError(f"The name {name} means another LoRA, {same[0]}; choose another name.")
         return target
 
     def checkpoint(self) -> CheckpointInfo:
@@ -352,6 +367,33 @@ def _there(test: Callable[[], bool]) -> bool:
         return test()
     except (OSError, ValueError):
         return False
+
+
+def _files(folders: Sequence[Path]) -> Iterator[Path]:
+    """LoRA files below folders; a folder that several links lead to is walked once, hidden ones are not."""
+    walked: set[Path] = set()
+    for folder in folders:
+        for root, below, names in os.walk(folder, followlinks=True):
+            real = Path(root).resolve()
+            if real in walked:
+                below.clear()
+                continue
+            walked.add(real)
+            below[:] = sorted(name for name in below if not name.startswith("."))
+            for path in (Path(root, name) for name in sorted(names)):
+                if path.suffix.lower() == SUFFIX and not path.name.startswith(".") and _there(path.is_file):
+                    yield path
+
+
+def _told_apart(paths: Sequence[Path]) -> dict[str, Path]:
+    """Each file, once, under its name and as many folders as no other has: ``sub/name``."""
+    different = list({path.resolve(): path for path in reversed(paths)}.values())
+    whole = [path.absolute().with_suffix("").parts for path in different]
+    for count in range(2, max(map(len, whole), default=0) + 1):
+        names = ["/".join(parts[-count:]) for parts in whole]
+        if len(set(names)) == len(names):
+            return dict(zip(names, different, strict=True))
+    return {str(path): path for path in different}  # equal but for the case of the ending
 
 
 def _user_metadata(path: Path) -> Mapping[str, Any]:

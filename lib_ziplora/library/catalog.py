@@ -92,6 +92,8 @@ def prompt_for(host: Host, name: str) -> str:
 
 def _entry(lora: InstalledLora, cache: HeaderCache, may_read: bool) -> CatalogEntry:
     try:
+        if lora.problem:
+            raise LoraFileError(lora.problem)
         found = cache.inspect(lora.path) if may_read else cache.cached(lora.path)
         size = lora.path.stat().st_size
     except (LoraFileError, OSError) as error:

@@ -239,7 +239,12 @@ def lora_dirs(tmp_path: Path) -> tuple[Path, Path]:
 def test_loras_are_listed_from_all_folders(lora_dirs: tuple[Path, Path]) -> None:
     host = StandaloneHost(None, lora_dirs)
     listed = {entry.name: entry for entry in host.loras()}
-    assert list(listed) == ["Fluent.v1.5", "turtle"]
+    assert list(listed) == ["deep/turtle", "Fluent.v1.5", "turtle"]
+    assert (
+        host.resolve("deep/turtle")
+        == listed["deep/turtle"].path
+        == lora_dirs[1] / "deep" / "turtle.safetensors"
+    )
     assert listed["turtle"].path == lora_dirs[0] / "turtle.safetensors"
     assert listed["turtle"].user_metadata == {"activation text": "a sks emoji"}
     assert listed["Fluent.v1.5"].user_metadata == {}

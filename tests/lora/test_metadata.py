@@ -65,7 +65,19 @@ def test_the_date_is_the_moment_of_the_merge():
 
 
 @pytest.mark.parametrize(
-    "name", ["cat", "cat_ink-v1.2 (final)+", "кот", "con-fusion", "a" * 120, "none of it", "é"]
+    "name",
+    [
+        "cat",
+        "cat_ink-v1.2 (final)+",
+        "кот",
+        "con-fusion",
+        "a" * 120,
+        "none of it",
+        "é",
+        "🦊 50% × {a}[b]!",
+        "👩‍🎨",
+        "a'b&c#d@e~f^g;h",
+    ],
 )
 def test_good_names(name):
     validate_name(name)
@@ -85,6 +97,10 @@ def test_good_names(name):
         ("a,b", "doesn't work"),
         ("cat\n", "doesn't work"),
         ("cat\0", "doesn't work"),
+        ("a|b?", "doesn't work"),
+        ("a\udcff", "doesn't work"),
+        ("a\u2028b", "doesn't work"),
+        ("tac\u202ename", "doesn't work"),
         (".cat", "starts or ends"),
         ("cat.", "starts or ends"),
         (" cat", "starts or ends"),
