@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 from .errors import ConfigError
 from .options import Option as Option
-from .options import check, coerce, described, option
+from .options import check_all, coerce, described, option
 from .options import parse_rank as parse_rank
 
 Role = Literal["subject", "style"]
@@ -252,8 +252,7 @@ class MergeSettings:
     def __post_init__(self) -> None:
         if parse_rank(self.rank) is not None and self.split:
             raise ConfigError("The files of split hold each part whole: choose the rank exact, or no split.")
-        for name, shown in setting_fields().items():
-            check(name, shown, getattr(self, name))
+        check_all(self)
 
 
 def setting_fields() -> dict[str, Option]:

@@ -242,8 +242,15 @@ def check(name: str, option: Option, value: Any) -> None:
     low, high = option.minimum, option.maximum
     if low is not None and high is not None and not (math.isfinite(value) and low <= value <= high):
         raise ConfigError(f"{name} must lie between {low} and {high}, not {value!r}.")
-    if name in ("width", "height") and value % 64:
-        raise ConfigError(f"{name} must be a multiple of 64, not {value!r}.")
+    if name in ("width", "height") and option.step and value % option.step:
+        raise ConfigError(f"{name} must be a multiple of {option.step:g}, not {value!r}.")
+
+
+def check_all(settings: Any) -> None:
+    """Raise ConfigError for the first field of a dataclass that is no choice or outside its range."""
+    for one in described(type(settings)):
+        if one.kind is not tuple:
+            check(one.name, one.option, getattr(settings, one.name))
 
 
 def parse_rank(text: str) -> int | float | None:

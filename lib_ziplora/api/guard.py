@@ -1,4 +1,4 @@
-"""What a request must be before it is looked at: from our own page or a program, small, JSON."""
+"""Checks before a request is read: its page is our own or it comes from a program, it is small, it is JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the API answers, as pydantic models: they are the schemas of its description."""
+"""Response models of the API (pydantic), which are the schemas of its description."""
 
 from __future__ import annotations
 
@@ -126,9 +126,7 @@ class CheckView(BaseModel):
     """What is known of a merge before it is made."""
 
     names: list[str] = Field(..., description="Of the LoRAs")
-    problems: list[str] = Field(
-        ..., description="Why it would be refused; empty when nothing speaks against it"
-    )
+    problems: list[str] = Field(..., description="Why it would be refused; empty when it is ready to merge")
     remarks: list[str] = Field(..., description="What does not keep it from being made")
     common_layers: int | None = Field(None, description="Layers that at least two of the LoRAs have")
     single_layers: dict[str, int] = Field(..., description="Layers that only that LoRA has")
@@ -140,11 +138,11 @@ class CheckView(BaseModel):
     )
     seconds: float | None = Field(None, description="It will take; null until one of its size has run here")
     overlap: OverlapView | None = None
-    advice: str = Field(..., description="What the overlap speaks for, or empty")
+    advice: str = Field(..., description="What the overlap suggests, or empty")
 
 
 class LoraView(BaseModel):
-    """One installed LoRA, judged by its tensors."""
+    """One installed LoRA."""
 
     name: str = Field(..., description="As in <lora:name:1>")
     base: str = Field(..., description="sdxl, sd1, flux, ..., unknown; empty for an unreadable file")

@@ -1,4 +1,4 @@
-"""Our errors as HTTP statuses."""
+"""HTTP statuses of our errors."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ DESCRIPTION = """\
 ZipLoRA for Stable Diffusion XL: merge subject LoRAs and style LoRAs into one file.
 
   merge      learn how the LoRAs fit together and write one
-  check      what can be told of a merge beforehand, and what speaks against it
+  check      problems, layers, overlap, size and time of a merge before it is made
   re-export  write a merge again with other strengths, rank or precision, in a moment
   explain    what a merge did, in words and by block
   compare    draw a merge beside what it was made of
@@ -132,7 +132,7 @@ exit codes: 0 done; 1 some pairs could not be merged; 2 wrong command; 130 inter
 """
 
 CHECK_DESCRIPTION = """\
-Look at a merge before it is made: what speaks against it, layers, overlap, the size of the
+Preflight of a merge: problems, layers, overlap, memory, time and the size of the
 file. It takes the arguments of merge, so write check instead of merge; nothing is written,
 and no model is loaded.
 """
@@ -148,7 +148,7 @@ example:
   python -m lib_ziplora check subject.safetensors style.safetensors -o both.safetensors \\
       --checkpoint sd_xl_base_1.0/
 
-exit codes: 0 nothing speaks against it; 1 something does, and what.
+exit codes: 0 ready to merge; 1 not, and why.
 """
 
 EXPLAIN_EPILOG = """\

@@ -1,4 +1,4 @@
-"""What the subcommands do, once their arguments are known to be well formed."""
+"""Subcommands of the command line, run once their arguments are known to be well formed."""
 
 from __future__ import annotations
 

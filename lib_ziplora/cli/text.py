@@ -1,4 +1,4 @@
-"""What ``check`` and ``explain`` print: a merge before it is made, and after."""
+"""Text output of ``check`` and ``explain``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a job may be asked for, and what it has made in the end."""
+"""Requests and results of jobs."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""Merges, re-exports, matrices and comparisons with everything around them, for every front end."""
+"""Service for every front end: merges, re-exports, matrices and comparisons with everything around them."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,17 +15,15 @@ from ..library.recent import RecentMerges
 from ..library.timing import Timing
 from ..pictures.compare import PreparedComparison, compare, prepare_compare
 from ..pictures.comparison import CompareRequest, Comparison
-from ..pictures.matrix_sheet import DRAWABLE, NO_SHEET, draw_sheet
+from ..pictures.matrix_sheet import DRAWABLE, NO_SHEET, Sheet, draw_sheet
 from ..pipeline.matrix import Cell, PreparedMatrix, prepare_matrix, require_ready, run_matrix
 from ..pipeline.merge import run
 from ..pipeline.preflight import Preflight, preflight
 from ..pipeline.prepare import prepare
 from ..pipeline.reexport import ReexportRequest, prepare_reexport
-from ..report.report import MergeReport
+from ..report.report import MergeReport, failure
 from .queue import REMEMBERED, Job, JobQueue, State
 from .requests import Pictures, Prepared, Request, Result
-
-log = logging.getLogger(__name__)
 
 STOPPED = "It was interrupted: {done} of {count} pairs are merged."
 NOTHING_MERGED = "No pair could be merged. {output}: {sentence}"
@@ -130,19 +127,14 @@ class Service(JobQueue):
     def _sheet(self, job: Job, cells: Sequence[Cell]) -> Result:
         """The cells with their sheet, or the reason why there is none; what was merged stays in either case."""
         wanted = sum(cell.state in DRAWABLE for cell in cells)
-        try:
-            sheet = draw_sheet(cells, self.host, on_event=job.follow)
-        except ZipLoraError as error:
-            reason = str(error)
-        except Exception as problem:
-            log.exception("The sheet could not be drawn")
-            reason = f"{type(problem).__name__}, the log has the details."
-        else:
-            pictures = Pictures(sheet.pictures, wanted, sheet.file, remarks=sheet.remarks)
-            return replace(job.result, pictures=pictures, drawn=sheet)
-        return replace(
-            job.result, pictures=Pictures(0, wanted, remarks=(f"The sheet was not drawn: {reason}",))
-        )
+        drawn: list[Sheet] = []
+        problem = failure(lambda: drawn.append(draw_sheet(cells, self.host, on_event=job.follow)))
+        if problem:
+            pictures = Pictures(0, wanted, remarks=(f"The sheet was not drawn: {problem}",))
+            return replace(job.result, pictures=pictures)
+        sheet = drawn[0]
+        pictures = Pictures(sheet.pictures, wanted, sheet.file, remarks=sheet.remarks)
+        return replace(job.result, pictures=pictures, drawn=sheet)
 
     def _comparison(self, job: Job, comparison: PreparedComparison) -> tuple[State, str]:
         drawn = compare(comparison, self.host, job.follow)

@@ -6,24 +6,20 @@ The WebUI keeps what a user writes on a card in ``<stem>.json`` and shows ``<ste
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..config import labels
-from ..errors import OutputError, ZipLoraError
+from ..errors import OutputError
 from ..hosts import Drawn, Host
 from ..lora.io.atomic import atomic_text, atomic_write
 from ..lora.io.sidecar import sidecar_path
-from ..report.report import MergeReport
+from ..report.report import MergeReport, failure
 from ..report.saved import SavedMerge, merged_file, read_saved, saved_path
 from ..training.images import save_png
 from .merge_prompts import prompts_of, together
-
-log = logging.getLogger(__name__)
 
 OWN = "ziplora card"
 """Key of the card's file under which those values are kept that were written from here."""
@@ -40,17 +36,8 @@ def with_card(report: MergeReport, host: Host) -> MergeReport:
     Returns:
         The report, with a warning where there is no card.
     """
-    try:
-        _write(sidecar_path(Path(report.output)), host)
-    except ZipLoraError as error:
-        reason = str(error)
-    except Exception as problem:
-        log.exception("The card of %s could not be written", report.output)
-        reason = f"{type(problem).__name__}, the console has the details."
-    else:
-        return report
-    sentence = f"The LoRA is written, but its card is not: {reason}"
-    return dataclasses.replace(report, warnings=(*report.warnings, sentence))
+    problem = failure(lambda: _write(sidecar_path(Path(report.output)), host))
+    return report.warned(f"The LoRA is written, but its card is not: {problem}") if problem else report
 
 
 def card_path(lora: Path) -> Path:

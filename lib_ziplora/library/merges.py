@@ -1,4 +1,4 @@
-"""The installed merges that can be exported again, and what there is to steer in each."""
+"""Installed merges that can be exported again, and the LoRAs of each."""
 
 from __future__ import annotations
 

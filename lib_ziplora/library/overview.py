@@ -1,4 +1,4 @@
-"""What is in a LoRA file, and how much two of them get in each other's way."""
+"""Contents of a LoRA file, and the overlap of two."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The merges that were made last, so that one of them can be begun again."""
+"""Recent merges, so that one of them can be begun again."""
 
 from __future__ import annotations
 

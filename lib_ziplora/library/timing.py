@@ -1,4 +1,4 @@
-"""How long a merge will take, from how long those took that were made here."""
+"""Time that a merge will take, from the merges that were made here."""
 
 from __future__ import annotations
 

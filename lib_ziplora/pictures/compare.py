@@ -1,4 +1,4 @@
-"""Pictures that show what a merge is worth: each LoRA alone, the plain sum and the merge, with the same seeds."""
+"""Comparison sheet: each LoRA alone, the plain sum and the merge, drawn with the same prompts and seeds."""
 
 from __future__ import annotations
 

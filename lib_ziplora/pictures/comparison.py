@@ -1,4 +1,4 @@
-"""What a comparison is asked for, what it draws, and the pictures that it ends with."""
+"""Request, plan and result of a comparison."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
 from ..hosts import Drawn, Picture, Sampler
-from ..hosts.pictures import LARGEST_GUIDANCE, LARGEST_SIDE, MOST_STEPS, SIDE_STEP
-from ..options import option
+from ..options import check_all, option
 from ..pipeline.reexport import MERGED
 from .grid import Label
 
@@ -55,25 +54,11 @@ class CompareRequest:
             raise ConfigError(f"There are {len(self.prompts)} prompts; {MOST_PROMPTS} are the most.")
         if any(not untagged(prompt) for prompt in self.prompts):
             raise ConfigError("A prompt of the comparison is empty without its tags. Write what to draw.")
-        _within("The number of seeds", self.seeds, 1, MOST_SEEDS)
-        _within("The first seed", self.seed, 0, LARGEST_SEED - MOST_SEEDS)
-        _check_sampler(self.sampler)
-
-
-def _within(what: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise ConfigError(f"{what} must lie between {low:g} and {high:g}, not {value!r}.")
-
-
-def _check_sampler(sampler: Sampler) -> None:
-    _within("The number of steps", sampler.steps, 1, MOST_STEPS)
-    _within("The CFG scale", sampler.guidance_scale, 1, LARGEST_GUIDANCE)
-    for side, value in (("width", sampler.width), ("height", sampler.height)):
-        if value and (value % SIDE_STEP or not SMALLEST_SIDE <= value <= LARGEST_SIDE):
-            raise ConfigError(
-                f"The picture's {side} must be 0 (the checkpoint's own) or a multiple of {SIDE_STEP} from "
-                f"{SMALLEST_SIDE} to {LARGEST_SIDE}, not {value!r}."
-            )
+        check_all(self)
+        check_all(self.sampler)
+        for side, value in (("width", self.sampler.width), ("height", self.sampler.height)):
+            if 0 < value < SMALLEST_SIDE:
+                raise ConfigError(f"{side} must be 0 or at least {SMALLEST_SIDE}, not {value!r}.")
 
 
 @dataclass(frozen=True)

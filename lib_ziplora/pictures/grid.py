@@ -1,4 +1,4 @@
-"""Pictures side by side on one sheet, with the names of the rows and columns."""
+"""Labelled grid of pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One sheet with a picture of every merge of a matrix: a row for each subject, a column for each style."""
+"""Sheet of a matrix, a picture of every merge: a row for each subject, a column for each style."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes into the merged file beside what was learnt: rank, extras, and what to tell about them."""
+"""Rank, norms and biases of the merged file, and the warnings about them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every subject merged with every style, one after the other."""
+"""Matrix: every subject merged with every style, one after the other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much LoRAs get in each other's way, block by block, from their tensors alone."""
+"""Column overlap of LoRAs by block, from their tensors alone."""
 
 from __future__ import annotations
 

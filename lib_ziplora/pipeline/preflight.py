@@ -1,4 +1,4 @@
-"""What can be told of a merge before it is made, in a moment and without the model."""
+"""Preflight: problems, layers, overlap, size and memory of a merge before it is made, without the model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Preflight:
 
     Attributes:
         names: of the LoRAs.
-        problems: why it would be refused, as sentences; empty when nothing speaks against it.
+        problems: why it would be refused, as sentences; empty when it is ready to merge.
         remarks: what does not keep it from being made.
         common_layers: layers that at least two of the LoRAs have; None where a file can't be read.
         single_layers: for each LoRA, as in ``MergeReport``, the number of layers that it alone has.
@@ -62,7 +62,7 @@ class Preflight:
 
 
 def preflight(request: MergeRequest, host: Host) -> Preflight:
-    """Look at a merge before it is made: headers, the columns' overlap, everything that speaks against it.
+    """Look at a merge before it is made: headers, the columns' overlap, every problem.
 
     The overlap takes a second or two the first time and is remembered; the rest takes a moment.
     """
@@ -153,7 +153,7 @@ def _memory(request: MergeRequest, host: Host, shapes: Sequence[FileShapes]) -> 
 
 
 def advice(overlap: Overlap, method: str) -> str:
-    """What the overlap speaks for, in a sentence."""
+    """What the overlap suggests, in a sentence."""
     if not overlap.measured:
         return "They have no layer in common, so the plain sum (method direct) keeps both as they are."
     figures = f"{overlap.mean:.2f}; columns without anything in common have about {overlap.chance:.2f}"

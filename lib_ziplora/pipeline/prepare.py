@@ -1,4 +1,4 @@
-"""Everything about a merge that can be known before a tensor is read, found out once."""
+"""Preparation of a merge: everything that can be known before a tensor is read, found out once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From read LoRAs and coefficients to files: the merged one, its coefficients, each LoRA's part."""
+"""Writing of a merge: the merged file, its coefficients, each LoRA's part."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The figures of an explanation as HTML: histograms and heat maps, for the tab and the page."""
+"""Histograms and heat maps of an explanation as HTML, for the tab and the page."""
 
 from __future__ import annotations
 

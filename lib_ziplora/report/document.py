@@ -1,4 +1,4 @@
-"""Everything about a finished merge in one place: for the page and the JSON file beside it."""
+"""Contents of a merge's report: everything about a finished merge, for the page and the JSON file beside it."""
 
 from __future__ import annotations
 

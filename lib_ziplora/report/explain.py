@@ -1,4 +1,4 @@
-"""What a merge did, as figures by block, from the coefficients that it has left."""
+"""Figures of a merge's coefficients, by block."""
 
 from __future__ import annotations
 

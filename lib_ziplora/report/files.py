@@ -8,18 +8,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import logging
 import os
 from pathlib import Path
 
-from ..errors import OutputError, ZipLoraError
+from ..errors import OutputError
 from ..lora.io.atomic import atomic_text
 from .document import GENERATOR, Document, document_of
 from .html import page
-from .report import MergeReport
+from .report import MergeReport, failure
 from .saved import LORA_ENDING, SavedMerge
-
-log = logging.getLogger(__name__)
 
 INFIX = ".report"
 HEAD = 1024
@@ -48,17 +45,8 @@ def reported(report: MergeReport, saved: SavedMerge, lora: Path, wanted: bool) -
         return report
     paths = report_paths(lora)
     done = dataclasses.replace(report, report_files=tuple(path.name for path in paths))
-    try:
-        write_report(document_of(done, saved), lora)
-    except ZipLoraError as error:
-        reason = str(error)
-    except Exception as problem:
-        log.exception("The report of %s could not be written", lora)
-        reason = f"{type(problem).__name__}, the console has the details."
-    else:
-        return done
-    sentence = f"The LoRA is written, but its report is not: {reason}"
-    return dataclasses.replace(report, warnings=(*report.warnings, sentence))
+    problem = failure(lambda: write_report(document_of(done, saved), lora))
+    return report.warned(f"The LoRA is written, but its report is not: {problem}") if problem else done
 
 
 def write_report(document: Document, lora: Path) -> None:

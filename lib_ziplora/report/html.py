@@ -1,4 +1,4 @@
-"""A merge's report as one HTML page that needs nothing else: no script, no picture file, no request."""
+"""HTML page of a merge's report; it needs nothing else: no script, no picture file, no request."""
 
 from __future__ import annotations
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..config import MergeSettings
+from ..errors import ZipLoraError
 from ..training.learnt import PLAIN_SUM, Learnt
+
+log = logging.getLogger(__name__)
 
 SUMMARY = ("steps", "mean_travel", "similarity_start", "similarity_end")
 """The figures of the learning that are about the coefficients alone, whatever is made of them."""
@@ -64,6 +68,10 @@ class MergeReport:
         """What goes into a prompt."""
         return f"<lora:{self.name}:1>"
 
+    def warned(self, sentence: str) -> MergeReport:
+        """The report with one more warning."""
+        return dataclasses.replace(self, warnings=(*self.warnings, sentence))
+
     def to_json(self) -> dict[str, Any]:
         """Plain data, the learning's figures among the others; JSON has no NaN and infinity, they become None."""
         figures = dataclasses.asdict(self)
@@ -72,3 +80,15 @@ class MergeReport:
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in figures.items()
         }
+
+
+def failure(step: Callable[[], object]) -> str:
+    """Why a step after the merge failed, which stays in either case; "" where it did not."""
+    try:
+        step()
+    except ZipLoraError as error:
+        return str(error)
+    except Exception as problem:
+        log.exception("A step after the merge failed")
+        return f"{type(problem).__name__}, the log has the details."
+    return ""

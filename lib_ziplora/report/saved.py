@@ -1,4 +1,4 @@
-"""A merge as it is kept beside its file, so that it can be written again without learning anything."""
+"""Saved merges: what is kept beside a merged file, so that it can be written again without learning anything."""
 
 from __future__ import annotations
 

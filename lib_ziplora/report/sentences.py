@@ -1,4 +1,4 @@
-"""What a merge's coefficients say, in plain sentences; honest where nothing has happened."""
+"""Sentences about a merge's coefficients; honest where nothing has happened."""
 
 from __future__ import annotations
 
