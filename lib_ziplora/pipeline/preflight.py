@@ -67,6 +67,8 @@ def preflight(request: MergeRequest, host: Host) -> Preflight:
     The overlap takes a second or two the first time and is remembered; the rest takes a moment.
     """
     names = tuple(Path(chosen.lora).stem for chosen in request.loras)
+    if len(set(names)) < len(names):
+        names = tuple(chosen.lora for chosen in request.loras)
     found = examine(request, host)
     problems = [str(problem) for problem in found.problems]
     if len(found.files) < len(request.loras):

@@ -132,3 +132,58 @@ def test_hidden_folders_are_left_out_as_the_webui_does(tmp_path: Path) -> None:
     put(tmp_path / ".cache" / "a.safetensors")
     put(tmp_path / "b.safetensors")
     assert set(names(tmp_path)) == {"b"}
+
+
+TWICE = ("a/same", "b/same")
+
+
+@pytest.fixture
+def twice(tmp_path: Path) -> Path:
+    """A subject and a style in two folders under one name, and a file whose name is broken."""
+    put(tmp_path / "loras" / "a" / "same.safetensors")
+    put(tmp_path / "loras" / "b" / "same.safetensors", minixl.STYLE)
+    if os.name != "nt":
+        put(tmp_path / "loras" / os.fsdecode(b"caf\xe9.safetensors"))
+    return tmp_path / "loras"
+
+
+def test_the_api_lists_and_merges_files_of_one_name(twice: Path) -> None:
+    fastapi = pytest.importorskip("fastapi")
+    from starlette.testclient import TestClient
+
+    from lib_ziplora import api
+    from lib_ziplora.jobs.service import Service
+
+    app = fastapi.FastAPI()
+    app.state.service = service = Service(StandaloneHost(None, [twice], strict=True))
+    api.add_routes(app, service)
+    client = TestClient(app)
+    listed = {one["name"]: one for one in client.get(f"{api.PREFIX}/loras").json()}
+    assert {name for name, one in listed.items() if one["usable"]} == set(TWICE)
+    assert all("Rename" in one["reason"] for name, one in listed.items() if name not in TWICE)
+    body = {"subject": {"lora": TWICE[0]}, "style": {"lora": TWICE[1]}, "settings": {"method": "direct"}}
+    told = client.post(f"{api.PREFIX}/check", json={**body, "output": "new"}).json()
+    assert told["problems"] == [] and told["names"] == list(TWICE)
+    both = {**body, "output": "new", "style": {"lora": "same"}}
+    assert client.post(f"{api.PREFIX}/check", json=both).status_code == 404
+    service.stop(timeout=10)
+
+
+def test_the_command_line_takes_several_folders_and_names_in_them(
+    twice: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lib_ziplora.cli import main
+
+    put(tmp_path / "more" / "other.safetensors")
+    folders = ["--lora-dir", str(twice), "--lora-dir", str(tmp_path / "more")]
+    out = tmp_path / "out.safetensors"
+    assert main(["merge", "other", TWICE[1], *folders, "--method", "direct", "-o", str(out)]) == 0
+    assert out.is_file()
+    assert (
+        main(
+            ["merge", "other", "same", *folders, "--method", "direct", "-o", str(tmp_path / "no.safetensors")]
+        )
+        == 1
+    )
+    said = capsys.readouterr().err
+    assert all(name in said for name in TWICE)
