@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 from .errors import ConfigError
 from .options import Option as Option
-from .options import check_all, coerce, described, option
+from .options import check_all, check_length, coerce, described, option
 from .options import parse_rank as parse_rank
 
 Role = Literal["subject", "style"]
@@ -309,9 +309,11 @@ class LoraInput:
     def __post_init__(self) -> None:
         if not self.lora:
             raise ConfigError("No LoRA is chosen. Choose a subject and a style.")
+        check_length("The name of a LoRA", self.lora)
         if self.role not in ROLES:
             raise ConfigError(f"{self.lora} must be one of {', '.join(ROLES)}, not {self.role!r}.")
         check_weight(f"The weight of {self.lora}", self.weight)
+        check_length(f"The prompt of {self.lora}", self.prompt)
 
 
 def check_weight(what: str, weight: float) -> None:

@@ -10,6 +10,10 @@ from __future__ import annotations
 class ZipLoraError(Exception):
     """Base of every error that this package raises on purpose."""
 
+    def __str__(self) -> str:
+        """The sentence; a file name's bytes that are no text show as in ``names.readable``."""
+        return super().__str__().encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
 
 class ConfigError(ZipLoraError):
     """A setting is outside its range or two settings contradict each other."""

@@ -18,7 +18,7 @@ IN_NO_TAG, IN_NO_FILE = frozenset(":=<>,"), frozenset('"|?*')
 """Characters that end or split a ``<lora:…>`` tag or an infotext, and those that Windows refuses besides."""
 _UNSEEN = frozenset(("Cc", "Cs", "Zl", "Zp"))
 _TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-TAG = re.compile(r"<\w+:[^>]+>")
+TAG = re.compile(r"<\w+:[^<>]+>")
 """An extra network in a prompt, as the WebUI finds it."""
 _EXTENSIONS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 

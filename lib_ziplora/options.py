@@ -20,6 +20,8 @@ from .errors import ConfigError
 T = TypeVar("T")
 Schema = dict[str, Any]
 TYPE_NAMES = {str: "string", int: "integer", float: "number", bool: "boolean", tuple: "array"}
+LONGEST_PROMPT = 5_000
+"""Characters, a dozen times what fills the windows of a usual prompt."""
 
 
 @dataclass(frozen=True)
@@ -239,6 +241,8 @@ def check(name: str, option: Option, value: Any) -> None:
     """Raise ConfigError for a value that is no choice or outside the range."""
     if option.choices and value not in option.choices:
         raise ConfigError(f"{name} must be one of {', '.join(option.choices)}, not {value!r}.")
+    if isinstance(value, str):
+        check_length(name, value)
     low, high = option.minimum, option.maximum
     if low is not None and high is not None and not (math.isfinite(value) and low <= value <= high):
         raise ConfigError(f"{name} must lie between {low} and {high}, not {value!r}.")
@@ -251,6 +255,12 @@ def check_all(settings: Any) -> None:
     for one in described(type(settings)):
         if one.kind is not tuple:
             check(one.name, one.option, getattr(settings, one.name))
+
+
+def check_length(what: str, text: str) -> None:
+    """Raise ConfigError for a prompt that is longer than any that a model would read."""
+    if len(text) > LONGEST_PROMPT:
+        raise ConfigError(f"{what} has {len(text)} characters; {LONGEST_PROMPT} are the most. Shorten it.")
 
 
 def parse_rank(text: str) -> int | float | None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fastapi import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from ..origins import AllowedOrigins, foreign_page
 
@@ -37,10 +37,13 @@ async def json_object(request: Request) -> dict[str, Any]:
     if kind != JSON:
         raise HTTPException(415, f"Send JSON, with the header Content-Type: {JSON}.")
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > LARGEST_BODY:
-            raise HTTPException(413, f"The request is larger than {LARGEST_BODY >> 10} kB.")
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > LARGEST_BODY:
+                raise HTTPException(413, f"The request is larger than {LARGEST_BODY >> 10} kB.")
+    except ClientDisconnect as error:  # nobody is there to read the answer
+        raise HTTPException(400, "The request was cut off.") from error
     return _object(bytes(body))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,7 +18,7 @@ from ..jobs.requests import Request, output_names
 from ..jobs.service import Service
 from ..library import overview
 from ..library.catalog import catalog
-from ..names import validate_name
+from ..names import readable, validate_name
 from ..options import from_json
 from ..origins import AllowedOrigins
 from ..pictures.comparison import CompareRequest
@@ -198,7 +199,8 @@ class _Endpoints:
         """
         with refusals():
             request = from_json(InspectRequest, body)
-            paths = [self._require_installed(one) for one in (request.lora, request.other) if one]
+            named = (request.lora, request.other) if request.other else (request.lora,)
+            paths = [self._require_installed(one) for one in named]
             with self._reading:  # one at a time: files can be large
                 if request.other:
                     summary = overview.describe_pair(*paths)
@@ -226,6 +228,13 @@ class _Endpoints:
         raise HTTPException(
             404, f"There is no LoRA named {name!r:.200}. GET {PREFIX}/loras lists what there is."
         )
+
+
+class _Json(JSONResponse):
+    """JSON in which whatever of a file's name is no text shows as replacement characters."""
+
+    def render(self, content: Any) -> bytes:
+        return readable(json.dumps(content, ensure_ascii=False, allow_nan=False)).encode()
 
 
 def _add_job_routes(router: APIRouter, does: _Endpoints) -> None:
@@ -275,7 +284,7 @@ def _add(
         summary=summary,
         response_model=model,
         status_code=status,
-        response_class=JSONResponse,
+        response_class=_Json,
         responses={code: {"model": models.Problem, "description": text} for code, text in described.items()},
         openapi_extra={"requestBody": {"required": True, "content": content}} if request else None,
     )

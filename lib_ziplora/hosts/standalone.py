@@ -24,6 +24,7 @@ from ._diffusers import checkpoint as checkpoints
 from ._diffusers import draw as draw
 from ._diffusers import model as model
 from ._diffusers import text as text
+from .cards import user_metadata
 from .offload import parked
 
 SUFFIX = ".safetensors"
@@ -131,7 +132,7 @@ class StandaloneHost:
             found.update({stem: first} if first else {})
             found.update(_told_apart([path for path in paths if path != first]))
         names = sorted(found, key=lambda name: (name.casefold(), name))
-        return [InstalledLora(name, found[name], _user_metadata(found[name])) for name in names]
+        return [InstalledLora(name, found[name], user_metadata(found[name])) for name in names]
 
     def resolve(self, lora: str) -> Path:
         """An existing file, or an installed LoRA's name (names only when strict).
@@ -394,12 +395,3 @@ def _told_apart(paths: Sequence[Path]) -> dict[str, Path]:
         if len(set(names)) == len(names):
             return dict(zip(names, different, strict=True))
     return {str(path): path for path in different}  # equal but for the case of the ending
-
-
-def _user_metadata(path: Path) -> Mapping[str, Any]:
-    """The WebUI's ``<stem>.json`` beside a LoRA; empty when there is none or it is malformed."""
-    try:
-        data = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return data if isinstance(data, dict) else {}

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..config import Role
-from ..names import TAG
+from ..names import TAG, readable
 
 # Where the words for a style begin, in the order in which they are looked for.
 STYLE_WORDS = (
     re.compile(r"\bin (?:an? |the )?(?:(?!in )[\w<>.'-]+ ){0,5}style\b.*", re.IGNORECASE),
     re.compile(r"\b(?:in )?(?:the )?style of\b.+", re.IGNORECASE),
     re.compile(r"\b(?:drawn |painted |made |art )?by (?!(?:the|a|an)\b).+", re.IGNORECASE),
-    re.compile(r"(?<![\w-])(?!(?:an?|the)\b)[\w<>.'-]+[ -]style\b", re.IGNORECASE),
+    re.compile(r"(?<![\w<>.'-])(?!(?:an?|the)\b)[\w<>.'-]+[ -]style\b", re.IGNORECASE),
 )
 JOINED_BY_A_SPACE = re.compile(r"(?:in|by|drawn by|painted by|made by|art by)\b", re.IGNORECASE)
 EDGES = " ,.;"
@@ -48,7 +48,7 @@ def suggested_prompt(card: Mapping[str, Any], metadata: Mapping[str, str]) -> st
     """
     for text in (card.get("activation text"), metadata.get("modelspec.trigger_phrase"), _top_tag(metadata)):
         if isinstance(text, str) and text.strip():
-            return text.strip()
+            return readable(text.strip())
     return metadata.get("ss_output_name", "").replace("_", " ").strip()
 
 

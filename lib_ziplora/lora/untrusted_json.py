@@ -27,9 +27,20 @@ def load_json(text: str) -> Any:
     if items * CHARACTERS_PER_ITEM > len(text):
         raise ValueError("it consists of hardly anything but brackets and commas")
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        if "\\u" in text:
+            require_text(json.dumps(value, ensure_ascii=False))
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+    return value
+
+
+def require_text(text: str) -> None:
+    """Raise ValueError for half of a surrogate pair, which Python's JSON reads and nothing can write."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"half of a character at character {error.start}") from error
 
 
 class Scanner:
@@ -65,6 +76,7 @@ class Scanner:
         if not self.stands_at('"'):
             raise ValueError(f"no string at character {self._at}")
         value, self._at = _DECODER.raw_decode(self._text, self._at)
+        require_text(value)
         return str(value)
 
     def scalar(self) -> Any:

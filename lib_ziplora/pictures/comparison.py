@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
 from ..hosts import Drawn, Picture, Sampler
-from ..options import check_all, option
+from ..options import check_all, check_length, option
 from ..pipeline.reexport import MERGED
 from .grid import Label
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MOST_PROMPTS, MOST_SEEDS, LARGEST_SEED = 12, 16, 2**32 - 1
 SMALLEST_SIDE = 64
-TAG = re.compile(r"<lora:[^>]*>")
+TAG = re.compile(r"<lora:[^<>]*>")
 
 Place = tuple[int, int, int]
 """Row, prompt and seed of a picture, each counted from 0."""
@@ -54,6 +54,8 @@ class CompareRequest:
             raise ConfigError(f"There are {len(self.prompts)} prompts; {MOST_PROMPTS} are the most.")
         if any(not untagged(prompt) for prompt in self.prompts):
             raise ConfigError("A prompt of the comparison is empty without its tags. Write what to draw.")
+        for prompt in self.prompts:
+            check_length("A prompt of the comparison", prompt)
         check_all(self)
         check_all(self.sampler)
         for side, value in (("width", self.sampler.width), ("height", self.sampler.height)):

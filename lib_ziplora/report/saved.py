@@ -23,6 +23,7 @@ from .report import SUMMARY
 LORA_ENDING = ".safetensors"
 CHUNK = 1 << 22
 SHOWN_DIGITS = 12
+LONGEST_FILE_NAME = 255
 HISTORY_DIGITS = 6
 
 
@@ -122,7 +123,7 @@ def _steps(columns: Sequence[Sequence[Any]]) -> tuple[Mapping[str, float], ...]:
 
 def _source(item: Mapping[str, Any]) -> Source:
     name = str(item["name"])
-    if not name or Path(name).name != name:
+    if Path(name).name != name or not 0 < len(name.encode()) <= LONGEST_FILE_NAME:
         raise ValueError(name)
     return Source(name, str(item["sha256"]), int(item["size"]))
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from starlette.testclient import TestClient
 
+from lib_ziplora import api
 from lib_ziplora.errors import OutputError
+from lib_ziplora.hosts.standalone import StandaloneHost
+from lib_ziplora.jobs.service import Service
 
-from .support import JSON, V1, LockedHost, body, files, held, submit, wait
+from ..support.pico_host import module_names, write_kohya
+from .support import JSON, SECONDS, V1, LockedHost, body, files, held, submit, wait
 
 
 @pytest.mark.parametrize(
@@ -61,7 +68,69 @@ def test_what_is_missing_is_named(client: TestClient, field: str) -> None:
     assert answer.status_code == 422 and answer.json()["detail"].startswith(field)
 
 
+def test_files_that_are_no_text_take_nothing_else_away(tmp_path: Path) -> None:
+    write_kohya(tmp_path / "good.safetensors", module_names())
+    try:
+        write_kohya(tmp_path / os.fsdecode(b"caf\xe9.safetensors"), module_names())
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    app = FastAPI()
+    service = Service(StandaloneHost(None, [tmp_path], strict=True))
+    api.add_routes(app, service)
+    client = TestClient(app)
+    assert [(one["name"], one["usable"]) for one in client.get(f"{V1}/loras").json()] == [
+        ("caf\ufffd", False),
+        ("good", True),
+    ]
+    for name in ("caf\ufffd", "caf"):
+        answer = client.post(f"{V1}/inspect", json={"lora": name})
+        assert answer.status_code == (404 if name == "caf" else 200)
+    service.stop(timeout=SECONDS)
+
+
+@pytest.mark.parametrize("change", ["prompt", "combined_prompt", "negative_prompt"])
+def test_prompts_that_are_too_long_are_refused(client: TestClient, change: str) -> None:
+    long = (
+        {"subject": {"lora": "dog", "prompt": "x" * 5001}}
+        if change == "prompt"
+        else {"settings": {change: "x" * 5001}}
+    )
+    answer = client.post(f"{V1}/merge", json={**body(), **long})
+    assert answer.status_code == 422 and "5001 characters; 5000 are the most" in answer.json()["detail"]
+
+
+def test_a_client_that_hangs_up_is_no_error(client: TestClient) -> None:
+    """As the server sees it: half of a body, then nobody."""
+    sent: list[Any] = []
+    messages = iter([{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}])
+
+    async def receive() -> Any:
+        return next(messages)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"content-type", b"application/json"), (b"host", b"testserver")]
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": f"{V1}/inspect",
+        "headers": headers,
+        "query_string": b"",
+    }
+    scope |= {
+        "http_version": "1.1",
+        "scheme": "http",
+        "server": ("testserver", 80),
+        "client": ("a", 1),
+        "root_path": "",
+    }
+    asyncio.run(client.app(scope, receive, send))
+    assert sent[0]["status"] == 400
+
+
 TRICKS = [
+    "",
     "../dog",
     "..\\dog",
     "./dog",
@@ -82,15 +151,17 @@ TRICKS = [
 
 @pytest.mark.parametrize("name", TRICKS)
 def test_nothing_but_a_name_means_a_lora(client: TestClient, name: str) -> None:
-    for side in ("subject", "style"):
+    for side in ("subject", "style") if name else ():
         answer = client.post(f"{V1}/merge", json=body(**{side: name}))
         assert answer.status_code == 404 and "There is no LoRA named" in answer.json()["detail"]
     assert client.post(f"{V1}/inspect", json={"lora": name}).status_code == 404
-    assert client.post(f"{V1}/inspect", json={"lora": "dog", "other": name}).status_code == 404
+    assert client.post(f"{V1}/explain", json={"lora": name}).status_code == 404
+    if name:
+        assert client.post(f"{V1}/inspect", json={"lora": "dog", "other": name}).status_code == 404
 
 
 @pytest.mark.parametrize(
-    "name", [t for t in TRICKS if t != "ｄog"] + ["", " ", "none", "a:b", "a=b", "con", "x" * 300]
+    "name", [t for t in TRICKS if t != "ｄog"] + [" ", "none", "a:b", "a=b", "con", "x" * 300]
 )
 def test_nothing_but_a_name_can_be_written(client: TestClient, host: LockedHost, name: str) -> None:
     before = sorted(host.folder.parent.rglob("*"))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
+from lib_ziplora.hosts.standalone import StandaloneHost
 from lib_ziplora.library.catalog import catalog, prompt_for
 
 from ..support.pico_host import PicoHost, module_names, write_kohya
@@ -32,6 +34,28 @@ def test_prompts_come_from_the_card_the_trigger_the_tags_the_name(tmp_path, card
     (entry,) = catalog(host)
     assert entry.prompt == expected and entry.usable and entry.base == "sdxl"
     assert (entry.rank, entry.layers) == (2, len(module_names()))
+
+
+def test_what_is_no_text_makes_one_entry_grey_and_no_more(tmp_path):
+    """A name in Latin-1, halves of surrogate pairs in a header and on a card, beside a good file."""
+    write_kohya(tmp_path / "good.safetensors", module_names())
+    (tmp_path / "good.json").write_text('{"activation text": "\\ud800 sks"}')
+    half = b'{"__metadata__":{"modelspec.trigger_phrase":"\\ud83d sks"}}'
+    (tmp_path / "half.safetensors").write_bytes(len(half).to_bytes(8, "little") + half)
+    tags = {"ss_tag_frequency": '{"1_a": {"\\ud800": 3}}'}
+    write_kohya(tmp_path / "tags.safetensors", module_names(), metadata=tags)
+    try:
+        write_kohya(tmp_path / os.fsdecode(b"caf\xe9.safetensors"), module_names())
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    entries = {entry.name[:3]: entry for entry in catalog(StandaloneHost(None, [tmp_path]))}
+    latin, good, broken, tagged = (entries[name] for name in ("caf", "goo", "hal", "tag"))
+    assert (latin.name, latin.usable) == ("caf\ufffd", False) and "no valid Unicode. Rename" in latin.reason
+    assert (good.name, good.usable, good.prompt) == ("good", True, "")
+    assert (broken.name, broken.usable) == ("half", False) and "damaged header" in broken.reason
+    assert (tagged.usable, tagged.prompt) == (True, "\ufffd")
+    for entry in (latin, good, broken, tagged):
+        json.dumps([entry.name, entry.reason, entry.prompt, entry.activation], ensure_ascii=False).encode()
 
 
 def test_unusable_files_are_listed_with_the_reason(tmp_path):

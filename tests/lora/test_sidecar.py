@@ -114,6 +114,7 @@ class Evil:
         (save(ONE, {KEY: "[" * 100_000}), "damaged"),
         (save(ONE, {KEY: header(loras=10**9)}), "damaged"),
         (save(ONE, {KEY: header(loras="1")}), "damaged"),
+        (save(ONE, {KEY: header(about={"text": "\ud800"})}), "damaged"),
         (save(ONE, {KEY: header(about=[])}), "damaged"),
         (save(ONE, {KEY: header(format=FORMAT + 1)}), "later version"),
         (save({f"1.{Q}": torch.ones(3)}, {KEY: header()}), "damaged"),

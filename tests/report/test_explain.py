@@ -165,6 +165,16 @@ def test_convolutions_are_a_kind_of_their_own():
         assert (place_of(name)[1] == "convolution") == (len(module.shape) == 4), name
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "\u58a8" * 90, "../a", ""])
+def test_a_source_that_no_file_can_be_is_damage(tmp_path, name):
+    merge = dataclasses.replace(
+        saved(random(0, Q), random(1, Q)), sources=(Source("a", "ab", 1), Source(name, "ab", 1))
+    )
+    (tmp_path / "m.ziplora").write_bytes(merge.pack())
+    with pytest.raises(LoraFileError, match=r"m\.ziplora is damaged"):
+        read_saved(tmp_path / "m.ziplora")
+
+
 def test_sidecars_without_a_history_are_read(tmp_path):
     host = pico_host(tmp_path)
     run(request(), host)

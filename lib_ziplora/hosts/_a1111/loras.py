@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from torch import nn
 from ...errors import HostError, LoraFileError, OutputError
 from ...names import validate_name
 from .. import InstalledLora
+from ..cards import user_metadata
 
 SUFFIX = ".safetensors"
 EXTENSIONS = (".safetensors", ".pt", ".ckpt")
@@ -66,15 +65,6 @@ def installed() -> list[InstalledLora]:
     found = table()
     names = sorted(found, key=lambda name: (name.casefold(), name))
     return [InstalledLora(name, found[name], user_metadata(found[name])) for name in names]
-
-
-def user_metadata(path: Path) -> Mapping[str, Any]:
-    """What the user wrote on a LoRA's card; empty when there is nothing or it is malformed."""
-    try:
-        data = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return data if isinstance(data, dict) else {}
 
 
 def resolve(name: str) -> Path:
