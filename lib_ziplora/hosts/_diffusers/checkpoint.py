@@ -12,7 +12,6 @@ from typing import Any
 
 from ...errors import HostError, LoraFileError
 from ...lora.formats.keys import canonical_text_name, canonical_unet_name
-from ...lora.formats.sdxl import unet_paths
 from ...lora.formats.speedups import distilled_model
 from ...lora.io.container import RawHeader, header_of
 
@@ -22,6 +21,13 @@ FIRST_WEIGHT = f"{UNET}input_blocks.0.0.weight"
 TEXT_ENCODERS = ("conditioner.embedders.0.transformer.", "conditioner.embedders.1.model.")
 SDXL_WIDTHS, SDXL_DEPTHS = [320, 640, 1280], [2, 10]
 """Channels of SDXL's three levels, and transformer blocks of the two that have them."""
+LAST_BLOCKS = (
+    *(f"{place}.1.transformer_blocks.1" for place in ("input_blocks.4", "input_blocks.5")),
+    *(f"output_blocks.{number}.1.transformer_blocks.1" for number in (3, 4, 5)),
+    *(f"{place}.1.transformer_blocks.9" for place in ("input_blocks.7", "input_blocks.8", "middle_block")),
+    *(f"output_blocks.{number}.1.transformer_blocks.9" for number in (0, 1, 2)),
+)
+"""The last transformer block of each place of SDXL's UNet that has some, in sgm's names."""
 EPSILON, VELOCITY = ("", "eps", "epsilon"), ("v", "v_prediction")
 """What ``modelspec.prediction_type`` says of the two kinds that are taken."""
 FLOW_NAMES = re.compile(r"flow_?match|rectified_?flow|bigasp_?v?2_?5|nyaflow")
@@ -138,14 +144,11 @@ def _check_file(path: Path) -> None:
     )
     _check_marks(path, header)
     if width == SDXL_WIDTHS[0]:
-        present = {
-            name[len(UNET) : -len(".weight")].replace(".", "_") for name in names if name.startswith(UNET)
-        }
-        blocks = {sgm for sgm in unet_paths()[0].values() if "_transformer_blocks_" in sgm}
-        _require_whole(path, blocks <= present)
+        whole = all(f"{UNET}{block}.attn1.to_q.weight" in names for block in LAST_BLOCKS)
     else:
         middle = {name.split(".")[3] for name in names if name.startswith(f"{UNET}middle_block.")}
-        _require_whole(path, not middle or "1" in middle)
+        whole = not middle or "1" in middle
+    _require_whole(path, whole)
 
 
 def _check_marks(path: Path, header: RawHeader) -> None:
