@@ -136,9 +136,9 @@ def draw(at: Desk, settings: MergeSettings = SETTINGS, strengths: Sequence[float
     if strengths is None:
         strengths = teacher.balance(at.concepts, chosen, conditions).strengths
     both, recording = None, {}
-    if settings.combines:
+    if settings.needs.closed_form and conditions.both is not None:
         both, recording = teacher.combined(at.concepts, strengths, conditions)
-    weights = settings.combined_weight, settings.answer_weight
+    weights = settings.combined_weight, 1.0 if settings.needs.updates else settings.combined_weight
     return Lessons(drawn, both, recording, tuple(strengths), *weights)
 
 
@@ -188,7 +188,7 @@ def begin(at: Desk, lessons: Lessons, settings: MergeSettings) -> MergerCoeffici
     """Where a merge's loop begins: the strengths of the lessons, or the closed form from there."""
     start = at.ones()
     start.start_at(lessons.strengths)
-    if settings.solves:
+    if settings.uses_closed_form:
         solve(start, lessons.answers)
     return start
 

@@ -1,6 +1,6 @@
 """The merges that ``benchmarks.quality`` compares, by name.
 
-A name is one of ``ALIASES``, ``np-lora[:MU]``, ``sum:WS:WT`` (weights of subject and style), any
+A name is one of ``ALIASES``, ``sum:WS:WT`` (weights of subject and style), any
 settings of the merge itself, ``ziplora,steps=20,start=closed-form``, ``ties:DENSITY`` or ``dare:DENSITY``
 (PEFT's own functions on the delta weights), ``strength:S:T:METHOD`` (another method's merge exported
 again with the subject at S and the style at T), or ``blend:SHARE:METHOD``, which lies between the plain
@@ -24,7 +24,6 @@ from lib_ziplora.lora.layer import LoraLayer
 from lib_ziplora.lora.lowrank import EXACT, from_dense
 from lib_ziplora.pipeline.merge import run
 from lib_ziplora.pipeline.reexport import ReexportRequest
-from lib_ziplora.ziplora.baseline import null_space_projection
 
 ROOT = Path(__file__).resolve().parent.parent
 LORAS = (ROOT / "benchmarks" / "minixl" / "loras", ROOT / "out" / "minixl-loras")
@@ -127,12 +126,6 @@ def merge(method: str, pair: Pair, host: StandaloneHost, folder: Path) -> Merged
         return _blend(spec, pair, host, folder)
     target = _target(method, folder)
     started = time.monotonic()
-    if spec.split(":")[0].startswith("np-lora"):
-        subject, style = (read_lora(file) for file in pair.files())
-        strength = float(spec.partition(":")[2] or 0.5)
-        layers = null_space_projection(subject.layers, style.layers, strength)
-        write_lora(target, layers, overwrite=True)
-        return Merged(target, time.monotonic() - started)
     if spec.startswith("strength:"):
         return _at_strengths(method, spec, pair, host, folder)
     if spec.startswith(("ties", "dare")):

@@ -82,7 +82,7 @@ def curve(at: Desk, method: str, unseen: Unseen) -> list[Point]:
     taught = lessons.draw(at, settings)
     coefficients = lessons.begin(at, taught, settings)
     measure(0)
-    if settings.updates:
+    if settings.needs.updates:
         lessons.learn(at, taught, settings, coefficients, on_update)
     return points
 

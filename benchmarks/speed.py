@@ -33,7 +33,7 @@ from lib_ziplora.ziplora.hooks import adapters, lora_hooks
 from lib_ziplora.ziplora.objective import error
 from lib_ziplora.ziplora.train import Draw, batches
 
-EQUATION_5 = replace(lessons.SETTINGS, combined_weight=0.0, balance=0.0)
+EQUATION_5 = replace(lessons.SETTINGS, combined_weight=0.0, auto_balance=False)
 """The paper's objective, two errors and a similarity: the public script has no other."""
 
 

@@ -14,12 +14,12 @@ from dataclasses import MISSING, dataclass
 from typing import Any, Literal, get_args
 
 from .errors import ConfigError
+from .methods import METHODS, Method, MethodName
 from .options import Option as Option
 from .options import check_all, check_length, coerce, described, option
 from .options import parse_rank as parse_rank
 
 Role = Literal["subject", "style"]
-Method = Literal["ziplora", "instant", "balanced", "direct"]
 Start = Literal["closed-form", "ones"]
 Objective = Literal["relative", "cosine", "public", "paper"]
 TextEncoders = Literal["both", "subject", "style", "none"]
@@ -36,12 +36,10 @@ LARGEST_WEIGHT = 10
 class MergeSettings:
     """Everything that decides what a merge computes, apart from its inputs."""
 
-    method: Method = option(
+    method: MethodName = option(
         "ziplora",
         "Method",
-        "ziplora learns one coefficient for every column; instant solves each layer by itself, in a moment; "
-        "balanced is the plain sum at the strengths where both show in a picture of the combined prompt; direct is the "
-        "plain sum at the weights above",
+        "; ".join(f"{name} {method.help}" for name, method in METHODS.items()),
     )
     steps: int = option(50, "Updates", "Updates of the coefficients", minimum=1, maximum=1000, step=1)
     learning_rate: float = option(
@@ -85,11 +83,17 @@ class MergeSettings:
         step=0.1,
         advanced=True,
     )
+    auto_balance: bool = option(
+        True,
+        "Adjust strengths",
+        "Find the strengths at which a picture of the combined prompt shows subject and style as the balance says; "
+        "off, the combined prompt is drawn by the plain sum at your weights",
+    )
     balance: float = option(
         0.3,
         "Balance of the combined prompt",
         "How much of the subject a picture of both together has: 1 is as the subject's LoRA alone draws, 0 as the "
-        "style's alone; 0 leaves the plain sum as it is, unbalanced",
+        "style's alone",
         minimum=0.0,
         maximum=1.0,
         step=0.05,
@@ -196,44 +200,25 @@ class MergeSettings:
     )
 
     @property
-    def updates(self) -> int:
-        """Updates of the loop: none but for the ziplora method."""
-        return self.steps if self.method == "ziplora" else 0
+    def needs(self) -> Method:
+        """The method's row of the table."""
+        return METHODS[self.method]
 
     @property
-    def learns(self) -> bool:
-        """Whether there is a coefficient for every column."""
-        return self.method in ("ziplora", "instant")
+    def uses_combined_prompt(self) -> bool:
+        """Whether a prompt for all LoRAs together counts, given or made of theirs."""
+        needed = self.needs.combined_prompt
+        return needed == "required" or (needed == "optional" and self.combined_weight > 0)
 
     @property
-    def solves(self) -> bool:
-        """Whether the closed form is needed."""
-        return self.method == "instant" or (self.method == "ziplora" and self.start == "closed-form")
-
-    @property
-    def wants_combined(self) -> bool:
-        """Whether a prompt for all LoRAs together is of use, given or made of theirs."""
-        return self.method == "balanced" or bool(self.learns and self.combined_weight)
-
-    @property
-    def combines(self) -> bool:
-        """Whether the combined prompt has a term in the objective."""
-        return bool(self.learns and self.combined_prompt.strip() and self.combined_weight)
-
-    @property
-    def balances(self) -> bool:
+    def searches_strengths(self) -> bool:
         """Whether the strengths for the combined prompt are to be found."""
-        return self.weighs and (self.combines or self.method == "balanced")
+        return self.auto_balance and self.needs.strengths and self.uses_combined_prompt
 
     @property
-    def weighs(self) -> bool:
-        """Whether a combined prompt, where there is one, is weighed; for instant that would take too long."""
-        return self.balance > 0 and self.wants_combined and self.method != "instant"
-
-    @property
-    def answer_weight(self) -> float:
-        """The combined prompt's weight in the closed form: as each LoRA's, where the loop goes on with its own."""
-        return 1.0 if self.updates else self.combined_weight
+    def uses_closed_form(self) -> bool:
+        """Whether each layer is solved by itself: as the result, or as the start of the updates."""
+        return self.needs.closed_form and (self.start == "closed-form" or not self.needs.updates)
 
     @property
     def text_roles(self) -> tuple[Role, ...]:
@@ -242,12 +227,23 @@ class MergeSettings:
 
     def remarks(self) -> list[str]:
         """Settings that are allowed but hardly meant, as sentences."""
-        if self.updates and self.objective == "paper" and self.similarity_lambda != PAPER_LAMBDA:
-            return [
+        remarks = []
+        if self.needs.updates and self.objective == "paper" and self.similarity_lambda != PAPER_LAMBDA:
+            remarks.append(
                 f"The paper's objective was used with a similarity weight of {self.similarity_lambda:g}; "
                 f"the paper's is {PAPER_LAMBDA:g}."
-            ]
-        return []
+            )
+        if not self.balance and not self.auto_balance and self.needs.strengths:
+            remarks.append(
+                "A balance of 0 without auto_balance means that the strengths are not adjusted, as it always has; for "
+                "a picture as the style alone draws it, turn auto_balance on too."
+            )
+        return remarks
+
+    @staticmethod
+    def translated(given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What was given, in today's words: a balance of 0 alone is a switch turned off, as it was before there was one."""
+        return {"auto_balance": False, **given} if given.get("balance") == 0 else given
 
     def __post_init__(self) -> None:
         if parse_rank(self.rank) is not None and self.split:
@@ -275,7 +271,8 @@ def settings_from(values: Mapping[str, Any]) -> MergeSettings:
     unknown = sorted(set(values) - set(defaults))
     if unknown:
         raise ConfigError(f"Unknown setting {', '.join(unknown)}; there are {', '.join(defaults)}.")
-    return MergeSettings(**{name: coerce(name, defaults[name], value) for name, value in values.items()})
+    given = {name: coerce(name, defaults[name], value) for name, value in values.items()}
+    return MergeSettings(**MergeSettings.translated(given))
 
 
 @dataclass(frozen=True)
@@ -376,6 +373,10 @@ class MergeRequest:
     def __post_init__(self) -> None:
         if len(self.loras) < 2:
             raise ConfigError("A merge needs at least two LoRAs. Choose another one.")
+        if self.settings.needs.both_roles and len({lora.role for lora in self.loras}) == 1:
+            raise ConfigError(
+                f"The method {self.settings.method} needs a subject and a style. Choose one of each, or another method."
+            )
 
     @classmethod
     def pair(

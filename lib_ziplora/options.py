@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -130,6 +130,7 @@ def from_json(cls: type[T], given: Mapping[str, Any], where: str = "", **known: 
     Raises:
         ConfigError: a field is unknown, missing, of the wrong type or outside its range.
     """
+    given = translated(cls, given)
     fields = [one for one in described(cls) if one.json != "-" and (one.inline or one.name not in known)]
     names = [name for one in fields for name in _names(one)]
     unknown = sorted(set(given) - set(names))
@@ -139,7 +140,7 @@ def from_json(cls: type[T], given: Mapping[str, Any], where: str = "", **known: 
     values = dict(known)
     for one in fields:
         if one.inline:
-            own = {name: given[name] for name in _names(one) if name in given}
+            own = translated(one.kind, {name: given[name] for name in _names(one) if name in given})
             told = {inner.name: inner.json for inner in described(one.kind) if inner.json in own}
             read: Any = from_json(one.kind, own, where)
             changed = {name: getattr(read, name) for name in told}
@@ -149,6 +150,12 @@ def from_json(cls: type[T], given: Mapping[str, Any], where: str = "", **known: 
         elif one.default is MISSING or one.option.required:
             raise ConfigError(f"{f'{where}.' if where else ''}{one.json} is missing.")
     return cls(**values)
+
+
+def translated(cls: type, given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What was given for a dataclass in today's words, where it has a ``translated`` of its own."""
+    own: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = getattr(cls, "translated", None)
+    return own(given) if own else given
 
 
 def _names(one: Described) -> list[str]:

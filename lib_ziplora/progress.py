@@ -64,17 +64,17 @@ def file_units(loras: int) -> int:
 def units_of(request: MergeRequest) -> int:
     """Work of a run in UNet forwards of one sample, roughly; for the progress bar."""
     settings, loras = request.settings, len(request.loras)
-    if settings.method == "direct":
+    if not settings.needs.model:
         return file_units(loras)
-    together = settings.wants_combined and (
+    together = settings.uses_combined_prompt and (
         bool(settings.combined_prompt.strip()) or len({lora.role for lora in request.loras}) > 1
     )
     samples = sum(lora_units(settings, lora) for lora in request.loras)
-    if together and settings.learns:
+    if together and settings.needs.closed_form:
         samples += combined_units(settings)
-    if together and settings.weighs:
+    if together and settings.searches_strengths:
         samples += balancing_units(settings, loras)
-    return loras + samples + update_units(loras) * settings.updates
+    return loras + samples + update_units(loras) * (settings.steps if settings.needs.updates else 0)
 
 
 @dataclass(frozen=True)

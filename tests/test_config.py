@@ -17,6 +17,7 @@ from lib_ziplora.config import (
     settings_from,
 )
 from lib_ziplora.errors import ConfigError
+from lib_ziplora.methods import METHODS, MethodName
 
 
 def test_every_setting_has_label_help_and_a_default_that_it_accepts() -> None:
@@ -39,9 +40,46 @@ def test_the_papers_learning_rate_is_the_default() -> None:
 
 def test_instant_knows_the_combined_prompt_but_does_not_weigh_it() -> None:
     settings = MergeSettings(method="instant", combined_prompt="a sks dog in ink")
-    assert settings.wants_combined and settings.combines and not settings.balances
-    assert MergeSettings(method="ziplora", combined_prompt="a sks dog in ink").balances
-    assert not MergeSettings(method="direct", combined_prompt="a sks dog in ink").combines
+    assert settings.uses_combined_prompt and not settings.searches_strengths
+    assert MergeSettings(method="ziplora", combined_prompt="a sks dog in ink").searches_strengths
+    assert not MergeSettings(method="direct", combined_prompt="a sks dog in ink").uses_combined_prompt
+
+
+def test_a_combined_prompt_without_weight_counts_only_where_the_method_is_made_of_it() -> None:
+    assert not MergeSettings(method="ziplora", combined_weight=0.0).uses_combined_prompt
+    assert MergeSettings(method="balanced", combined_weight=0.0).searches_strengths
+    assert not MergeSettings(method="balanced", auto_balance=False).searches_strengths
+
+
+def test_the_closed_form_is_the_instant_method_or_the_loops_start() -> None:
+    for start, used in (("closed-form", True), ("ones", False)):
+        assert MergeSettings(start=start).uses_closed_form == used
+        assert MergeSettings(method="instant", start=start).uses_closed_form
+        assert not MergeSettings(method="balanced", start=start).uses_closed_form
+
+
+def test_a_balance_of_zero_from_before_there_was_a_switch_is_the_switch_turned_off_with_a_note() -> None:
+    old = settings_from({"balance": 0.0})
+    assert not old.auto_balance and any("auto_balance" in remark for remark in old.remarks())
+    now = settings_from({"balance": "0", "auto_balance": "true"})
+    assert now.auto_balance and now.balance == 0 and now.remarks() == []
+    assert settings_from({"balance": 0.4}).auto_balance and MergeSettings().auto_balance
+    assert settings_from({"auto_balance": False}).remarks() == []
+
+
+def test_methods_that_need_a_model_have_stages_and_the_others_have_none() -> None:
+    assert tuple(METHODS) == get_args(MethodName)
+    for name, method in METHODS.items():
+        stages = (method.closed_form, method.updates, method.strengths, method.combined_prompt != "none")
+        assert method.model == any(stages), name
+        assert method.help and (method.reference.startswith("https://") or name == "direct"), name
+
+
+@pytest.mark.parametrize("role", ["subject", "style"])
+def test_a_method_between_the_roles_needs_both(role) -> None:
+    loras = (LoraInput("a", role=role), LoraInput("b", role=role))
+    with pytest.raises(ConfigError, match="np-lora needs a subject and a style"):
+        MergeRequest(loras, "x", settings=MergeSettings(method="np-lora"))
 
 
 @pytest.mark.parametrize("name", [n for n, o in setting_fields().items() if o.minimum is not None])

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from ..config import ROLES, LoraInput, MergeRequest, Role
 from ..errors import ConfigError
-from ..options import Described, described
+from ..options import Described, described, translated
 from ..pipeline.matrix import MatrixRequest
 
 T = TypeVar("T")
@@ -38,13 +38,14 @@ def _add(group: Any, one: Described, **more: Any) -> None:
     shown = one.option
     if shown.flag == "-":
         return
-    flags = shown.flag.split() or [f"--{'no-' if one.default is True else ''}{one.name.replace('_', '-')}"]
-    text = f"{'do not ' if one.default is True else ''}{shown.help[0].lower()}{shown.help[1:]}"
+    flags = shown.flag.split() or [f"--{one.name.replace('_', '-')}"]
+    text = f"{shown.help[0].lower()}{shown.help[1:]}"
     if flags[0].startswith("-"):
         more |= {"dest": _dest(one), "required": one.default is MISSING}
     if one.kind is bool:
-        more["action"] = "store_false" if one.default else "store_true"
-        text += "" if one.default else " (default False)"
+        more["action"] = argparse.BooleanOptionalAction if one.default else "store_true"
+        more |= {"default": argparse.SUPPRESS} if one.default else {}
+        text += f" (default {one.default})"
     elif one.kind is tuple:
         more |= {"action": "append", "type": one.item, "default": [], "metavar": one.item.__name__.upper()}
     elif flags[0].startswith("-"):
@@ -107,7 +108,7 @@ def from_arguments(cls: type[T], args: argparse.Namespace, **known: Any) -> T:
         elif hasattr(args, _dest(one)):
             given = getattr(args, _dest(one))
             values[one.name] = tuple(given) if one.kind is tuple else given
-    return cls(**values)
+    return cls(**translated(cls, values))
 
 
 def merge_from(args: argparse.Namespace) -> MergeRequest:

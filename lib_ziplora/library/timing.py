@@ -39,7 +39,7 @@ class Timing:
 
     def note(self, request: MergeRequest, report: MergeReport) -> None:
         """Learn from a merge that has finished; a plain sum draws nothing and tells nothing."""
-        if request.settings.method == "direct":
+        if not request.settings.needs.model:
             return
         made = dataclasses.replace(request.settings, steps=max(1, report.learnt.steps))
         units = units_of(dataclasses.replace(request, settings=made))

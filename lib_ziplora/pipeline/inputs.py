@@ -21,9 +21,13 @@ from ..lora.layer import Lora, LoraLayer
 from ..lora.lowrank import RankRule
 from ..progress import Meter
 from ..training.memory import memory_in_words
+from ..ziplora.np_lora import null_space_projection
 from .layers import kept_extras
 from .prepare import PreparedMerge
 from .weights import checkpoint_weights
+
+LAYER_METHODS = {"np-lora": null_space_projection}
+"""The methods that change the layers of the UNet before they are summed; each LoRA's layers and role -> its layers."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,14 @@ def read_inputs(prepared: PreparedMerge, host: Host, meter: Meter) -> Inputs:
                 f"{first.name} and {second.name} are the same file under two names. Choose different LoRAs."
             )
     meter.enter("reading", "Pairing the layers")
-    inputs = Inputs(tuple(loras), pair(*loras), request)
+    pairing = pair(*loras)
+    if change := LAYER_METHODS.get(request.settings.method):
+        changed = change([lora.unet_layers() for lora in loras], [chosen.role for chosen in request.loras])
+        loras = [
+            dataclasses.replace(lora, layers={**lora.layers, **layers})
+            for lora, layers in zip(loras, changed, strict=True)
+        ]
+    inputs = Inputs(tuple(loras), pairing, request)
     _require_room(inputs, prepared.output)
     return inputs
 

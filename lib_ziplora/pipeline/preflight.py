@@ -81,7 +81,7 @@ def preflight(request: MergeRequest, host: Host) -> Preflight:
             overlap = overlap_of(*found.files)
         except ZipLoraError as error:
             problems.append(str(error))
-    if overlap and overlap.obstacle and request.settings.method != "direct":
+    if overlap and overlap.obstacle and request.settings.needs.model:
         problems.append(overlap.obstacle)
     remarks = request_remarks(found.request, headers, host)
     memory = _memory(request, host, shapes)

@@ -52,7 +52,7 @@ class PreparedMerge:
     @property
     def learns(self) -> bool:
         """Whether it draws samples and needs the host's model for that."""
-        return self.saved is None and self.request.settings.method != "direct"
+        return self.saved is None and self.request.settings.needs.model
 
     @property
     def relative(self) -> tuple[str, ...]:
@@ -107,9 +107,9 @@ def examine(request: MergeRequest, host: Host) -> Examination:
     if len(found.files) == len(request.loras):
         with found.collecting():
             require_different(request, found.files)
-        if request.settings.method != "direct":
+        if request.settings.needs.model:
             _resolve_prompts(found, host)
-    if request.settings.method != "direct":
+    if request.settings.needs.model:
         for chosen in request.loras:
             with found.collecting():
                 check_images(chosen.images)
@@ -181,15 +181,15 @@ def _resolve_prompts(found: Examination, host: Host) -> None:
     if len(loras) < len(request.loras):
         return
     settings = for_distilled(request.settings, host)
-    if settings.wants_combined and not settings.combined_prompt.strip():
+    if settings.uses_combined_prompt and not settings.combined_prompt.strip():
         parts = [
             Prompted(lora.role, lora.prompt, trigger) for lora, trigger in zip(loras, suggested, strict=True)
         ]
         settings = dataclasses.replace(settings, combined_prompt=combined_prompt(parts))
-    if settings.method == "balanced" and not settings.combined_prompt.strip():
+    if settings.needs.combined_prompt == "required" and not settings.combined_prompt.strip():
         found.problems.append(
             ConfigError(
-                "The method balanced needs a prompt for both together, and none can be made of the LoRAs' own. "
+                f"The method {settings.method} needs a prompt for both together, and none can be made of the LoRAs' own. "
                 "Write one, with the trigger words of all of them."
             )
         )

@@ -17,6 +17,7 @@ from ..hosts import Host
 from ..lora.algebra import Vectors
 from ..lora.blocks import KINDS, Place, network_order, place_of
 from ..lora.io.sidecar import damaged
+from ..methods import MethodName
 from .saved import SavedMerge, read_saved, saved_path
 
 T = TypeVar("T")
@@ -106,7 +107,7 @@ class Explanation:
     """
 
     name: str
-    method: str
+    method: MethodName
     loras: tuple[LoraExplained, ...]
     travel: float
     moved: float

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from ..lora.blocks import Place
+from ..methods import METHODS
 from ..plots import number, percent
 from ..training.learnt import MOVED
 from .explain import Explanation, LoraExplained, Spot
@@ -24,6 +25,8 @@ REST = "the rest of the UNet"
 
 def in_words(found: Explanation) -> list[str]:
     """What a merge did, as sentences for people."""
+    if not found.loras and found.method != "direct":
+        return [f"Nothing was learnt: the method {found.method} {METHODS[found.method].help}."]
     if not found.loras:
         return ["This is a plain sum: nothing was learnt, every coefficient is 1 and each LoRA is as it was."]
     strengths = ", ".join(

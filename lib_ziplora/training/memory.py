@@ -110,7 +110,7 @@ def foreseen_memory(
         settings: of the merge.
         native: the checkpoint's own size in pixels; None takes SDXL's.
     """
-    if not settings.updates:
+    if not settings.needs.updates:
         return None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     free = free_memory(device)

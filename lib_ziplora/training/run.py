@@ -104,7 +104,7 @@ def _room(
     Raises:
         OutOfMemoryError: not even the smallest plan fits.
     """
-    if not settings.updates:
+    if not settings.needs.updates:
         return nullcontext, []
     denoiser = session.denoiser
     alone = nullcontext if fits_at_once(concepts, settings, denoiser) else session.unet_alone
@@ -146,17 +146,18 @@ def _lessons(
     terms = [Term(name, part.train) for name, part in zip(names, drawn, strict=True)]
     answers = each_alone([part.recording for part in drawn])
     balance = teacher.balance(concepts, chosen, conditions)
-    if settings.combines:
+    if settings.needs.closed_form and conditions.both is not None:
         both, recording = teacher.combined(concepts, balance.strengths, conditions)
         terms.append(Term("combined", both, settings.combined_weight))
-        answers.append(Answer(recording, balance.strengths, settings.answer_weight))
+        weight = 1.0 if settings.needs.updates else settings.combined_weight  # the updates bring their own
+        answers.append(Answer(recording, balance.strengths, weight))
     return _Lessons(terms, answers, [part.heldout for part in drawn], balance)
 
 
 def _begin(coefficients: MergerCoefficients, taught: _Lessons, settings: MergeSettings, meter: Meter) -> None:
     """Set the coefficients to where the loop begins, and free the layers' recorded inputs."""
     coefficients.start_at(taught.balance.strengths)
-    if settings.solves:
+    if settings.uses_closed_form:
         meter.enter("solving", "Solving every layer by itself")
         solve(coefficients, taught.answers, on_batch=meter.stop_if_interrupted)
     taught.answers.clear()
@@ -183,12 +184,12 @@ def _loop(
     allowed: Sequence[Plan],
 ) -> TrainingResult:
     """The updates of the coefficients; none where the settings want none."""
-    if not settings.updates:
+    if not settings.needs.updates:
         return TrainingResult()
     units = update_units(coefficients.concepts)
     on_update = _told(meter, settings, [term.name for term in terms], units)
     outcome = train(denoiser, modules, coefficients, terms, settings, on_update, allowed)
-    meter.skip(units * (settings.updates - len(outcome.updates)))
+    meter.skip(units * (settings.steps - len(outcome.updates)))
     return outcome
 
 

@@ -63,7 +63,7 @@ class Teacher:
             return self.session.encode_prompts(prompts, **size, negative=negative, deltas=deltas)
 
         singles = encoded([lora.prompt for lora in chosen])
-        together = self.settings.combined_prompt.strip() if self.settings.wants_combined else ""
+        together = self.settings.combined_prompt.strip() if self.settings.uses_combined_prompt else ""
         both = encoded([together]) if together else None
         guided = self.settings.guidance_scale > 1
         return Conditions(singles, both, encoded([self.settings.negative_prompt], True) if guided else None)
@@ -91,7 +91,7 @@ class Teacher:
         self, concepts: Sequence[Concept], chosen: Sequence[LoraInput], conditions: Conditions
     ) -> Balance:
         """Each LoRA's strength for the combined prompt: as the settings balance them, or 1."""
-        if not self.settings.balances:
+        if not self.settings.searches_strengths or conditions.both is None:
             return Balance((1.0,) * len(concepts))
         self.meter.enter("sampling", "Weighing subject and style")
         roles = [lora.role for lora in chosen]
@@ -124,7 +124,7 @@ class Teacher:
         return samples, recording
 
     def _recorded(self, seed: int) -> AbstractContextManager[Recording]:
-        if not self.settings.solves:
+        if not self.settings.uses_closed_form:
             return nullcontext({})
         return recorded(self.modules, TOKENS, torch.Generator().manual_seed(seed))
 

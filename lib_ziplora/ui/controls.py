@@ -12,7 +12,7 @@ from .compat import javascript, quiet
 
 FINEST_SLIDER = 1000
 """Ranges with more steps than this get a number field; a slider could not hit its values."""
-MOST_RADIO_BUTTONS = 4
+MOST_RADIO_BUTTONS = 5
 
 Values = Mapping[str, Any]
 """Control's name -> its value: what a handler is given."""

@@ -61,4 +61,5 @@ def chosen(options: Options) -> dict[str, Any]:
             found[name] = getattr(settings_from({name: value}), name)
         except ConfigError as error:
             log.warning("The default on the settings page is not used: %s", error)
+    found["auto_balance"] &= found["balance"] > 0  # a default of 0 stems from before there was a switch
     return found

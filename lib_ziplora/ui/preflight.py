@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from .. import plots
+from ..methods import METHODS, MethodName
 from ..pipeline.overlap import Overlap
 from ..pipeline.preflight import Preflight
 from ..plots import number
@@ -15,7 +16,7 @@ FULL_COLOUR = 0.3
 """The overlap from which on a cell has its full colour, unless one is above it."""
 
 
-def preflight_box(found: Preflight, method: str) -> str:
+def preflight_box(found: Preflight, method: MethodName) -> str:
     """A box with everything that is known of a merge beforehand.
 
     Args:
@@ -34,7 +35,7 @@ def preflight_box(found: Preflight, method: str) -> str:
     )
 
 
-def figures(found: Preflight, method: str) -> Sequence[tuple[str, str]]:
+def figures(found: Preflight, method: MethodName) -> Sequence[tuple[str, str]]:
     """The rows of the box's table; what is not known has none, but for the time."""
     rows = []
     if found.common_layers is not None:
@@ -46,7 +47,7 @@ def figures(found: Preflight, method: str) -> Sequence[tuple[str, str]]:
         )
     if found.size is not None:
         rows.append(("File size", f"about {found.size / 1e6:.1f} MB"))
-    if method == "direct":
+    if not METHODS[method].model:
         rows.append(("Time", "a few seconds, nothing is learnt"))
     elif found.seconds is None:
         rows.append(("Time", "unknown until a merge of this sample size has run here"))

@@ -18,7 +18,7 @@ from benchmarks.methods import Pair
 
 PAIR = Pair("turtle", "fluent-emoji")
 SETTINGS = dataclasses.replace(
-    lessons.SETTINGS, width=64, height=64, steps=8, trajectories=2, sampling_steps=2, balance=0.0
+    lessons.SETTINGS, width=64, height=64, steps=8, trajectories=2, sampling_steps=2, auto_balance=False
 )
 LARGEST = torch.finfo(torch.float16).max
 

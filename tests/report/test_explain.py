@@ -82,7 +82,7 @@ def test_shares_and_bins_count_what_lies_where():
 
 def test_a_real_merge_is_explained_with_its_own_figures(tmp_path):
     host = pico_host(tmp_path)
-    report = run(request(method="ziplora", learning_rate=0.1, steps=3, balance=0.0), host)
+    report = run(request(method="ziplora", learning_rate=0.1, steps=3, auto_balance=False), host)
     found = document(host, "merged")
     explanation = found.explanation
     assert explanation.travel == pytest.approx(report.learnt.mean_travel, rel=1e-4)

@@ -53,7 +53,7 @@ def test_the_units_of_the_samples_are_the_forwards_that_they_take(host, monkeypa
 def test_the_combined_prompt_takes_its_own_samples_and_no_more_of_an_update(host, monkeypatch):
     plain = request(method="ziplora", steps=4, combined_weight=0.0)
     both = request(
-        method="ziplora", steps=4, balance=0.0, combined_weight=1.0, combined_prompt="a dog in ink"
+        method="ziplora", steps=4, auto_balance=False, combined_weight=1.0, combined_prompt="a dog in ink"
     )
     without, with_term = forwards(host, plain, monkeypatch), forwards(host, both, monkeypatch)
     assert with_term[0] - without[0] == combined_units(both.settings)

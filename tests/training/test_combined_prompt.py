@@ -40,7 +40,7 @@ def learnt(host, monkeypatch, **settings):
 
 
 def test_the_third_target_is_the_plain_sums_own_prediction(host, monkeypatch):
-    seen = learnt(host, monkeypatch, combined_prompt=PROMPT, combined_weight=2.0, balance=0.0)
+    seen = learnt(host, monkeypatch, combined_prompt=PROMPT, combined_weight=2.0, auto_balance=False)
     assert seen["weights"] == [1.0, 1.0, 2.0]
     assert len(seen["samples"]) == 3
     anchor = seen["samples"][2]
@@ -68,7 +68,7 @@ def test_without_a_weight_nothing_is_added(host, monkeypatch):
 
 def test_its_units_and_its_loss_are_told(host, monkeypatch):
     without = learnt(host, monkeypatch)["events"]
-    settings = {"combined_prompt": PROMPT, "combined_weight": 1.0, "balance": 0.0, "start": "ones"}
+    settings = {"combined_prompt": PROMPT, "combined_weight": 1.0, "auto_balance": False, "start": "ones"}
     seen = learnt(host, monkeypatch, **settings)["events"]
     assert seen[-1].total > without[-1].total
     assert seen[-1].step == seen[-1].total
@@ -85,12 +85,12 @@ def test_the_merge_stays_closer_to_the_plain_sum_on_the_combined_prompt(host, mo
         settings = {
             "combined_prompt": PROMPT,
             "combined_weight": weight,
-            "balance": 0.0,
+            "auto_balance": False,
             "objective": "paper",
         }
         learnt(host, monkeypatch, steps=100, learning_rate=0.003, similarity_lambda=0.0, **settings)
         layers = merged(host).unet_layers()
-        seen = learnt(host, monkeypatch, combined_prompt=PROMPT, combined_weight=1.0, balance=0.0)
+        seen = learnt(host, monkeypatch, combined_prompt=PROMPT, combined_weight=1.0, auto_balance=False)
         anchor, denoiser = seen["samples"][2], seen["denoiser"]
         factors = adapters(layers, "cpu", torch.float32)
         with torch.no_grad(), lora_hooks(canonical_modules(denoiser.unet), factors):

@@ -42,7 +42,9 @@ def host(tmp_path, monkeypatch):
 
 
 def run(host, **settings):
-    return merge.run(request(method="ziplora", steps=2, balance=0.0, combined_weight=0.0, **settings), host)
+    return merge.run(
+        request(method="ziplora", steps=2, auto_balance=False, combined_weight=0.0, **settings), host
+    )
 
 
 def needs(host, asked):

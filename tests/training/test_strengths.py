@@ -53,7 +53,7 @@ def test_the_balanced_file_is_the_plain_sum_at_the_strengths_that_the_report_tel
 
 
 def test_unbalanced_it_is_the_plain_sum(host):
-    report = run(request(method="balanced", balance=0.0), host)
+    report = run(request(method="balanced", auto_balance=False), host)
     assert report.learnt.strengths == (1.0, 1.0) and report.learnt.subject_share is None
     parts = [read_lora(host.folder / f"{name}.safetensors").unet_layers() for name in ("dog", "ink")]
     for name, layer in merged(host).unet_layers().items():
