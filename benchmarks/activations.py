@@ -1,6 +1,6 @@
 """Activations that the backward pass needs, counted on the meta device, block by block.
 
-The table ``lib_ziplora.training.footprint.SDXL`` is made of these counts: ``python -m benchmarks.activations``.
+The table ``lib_ziplora.training.memory.SDXL`` is made of these counts: ``python -m benchmarks.activations``.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def efficient_attention() -> Iterator[None]:
 
 
 def table(latent: int = 128, rank: int = 64) -> list[tuple[int, int, int, int]]:
-    """Rows of ``footprint.SDXL``, the first of them ``OUTSIDE``: blocks, kept under both kinds of LoRA, entering."""
+    """Rows of ``memory.SDXL``, the first of them ``OUTSIDE``: blocks, kept under both kinds of LoRA, entering."""
     denoiser = MetaDenoiser(latent)
     every = canonical_modules(denoiser.unet)
     found = [

@@ -1,9 +1,8 @@
-"""What a merge of MiniXL's LoRAs learns from, in pieces, for the benchmarks that measure pieces of a merge."""
+"""Training data of MiniXL's LoRAs, and the stages of a merge one by one, for the benchmarks that measure them."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -19,13 +18,14 @@ from lib_ziplora.hosts.standalone import StandaloneHost
 from lib_ziplora.lora.formats.keys import canonical_modules
 from lib_ziplora.lora.io.read import read_lora
 from lib_ziplora.progress import Meter
-from lib_ziplora.training.target_samples import Drawn, Teacher
-from lib_ziplora.ziplora.closed_form import Answer, Recording, each_alone, solve
+from lib_ziplora.training.strengths import Strengths
+from lib_ziplora.training.target_samples import DataSampler, TrainingData
+from lib_ziplora.ziplora.closed_form import solve
 from lib_ziplora.ziplora.coefficients import Concept, MergerCoefficients
 from lib_ziplora.ziplora.hooks import adapters, lora_hooks
 from lib_ziplora.ziplora.memory import Plan
 from lib_ziplora.ziplora.samples import Samples
-from lib_ziplora.ziplora.train import Term, TrainingResult, Update, evaluate, train
+from lib_ziplora.ziplora.train import TrainingResult, Update, evaluate, train
 
 MODEL = ROOT / "benchmarks" / "minixl" / "model"
 COMBINED_PROMPT = "a sks emoji in szn style"
@@ -60,49 +60,6 @@ class Desk:
         return MergerCoefficients.ones(self.concepts, self.denoiser.device, self.denoiser.dtype)
 
 
-@dataclass(frozen=True)
-class Lessons:
-    """What a pair's merge learns from.
-
-    Attributes:
-        drawn: the subject's samples and the style's.
-        both: those of the combined prompt; None where the settings leave it out.
-        recording: the layers' inputs while those were drawn.
-        strengths: of the balanced sum; 1 where nothing was balanced.
-        combined_weight: of the combined prompt's error; ``answer_weight`` that of its answer in the closed form.
-    """
-
-    drawn: tuple[Drawn, ...]
-    both: Samples | None
-    recording: Recording
-    strengths: tuple[float, ...]
-    combined_weight: float
-    answer_weight: float
-
-    @property
-    def terms(self) -> list[Term]:
-        """The errors of the objective."""
-        both = [] if self.both is None else [Term("combined", self.both, self.combined_weight)]
-        return [*(Term("alone", part.train) for part in self.drawn), *both]
-
-    @property
-    def heldout(self) -> list[Samples]:
-        return [part.heldout for part in self.drawn]
-
-    @property
-    def answers(self) -> list[Answer]:
-        """For the closed form."""
-        alone = each_alone([part.recording for part in self.drawn])
-        if self.both is None:
-            return alone
-        return [*alone, Answer(self.recording, self.strengths, self.answer_weight)]
-
-    def with_terms(self, terms: Sequence[Samples]) -> Lessons:
-        """The same with other samples to train on."""
-        drawn = tuple(replace(old, train=new) for old, new in zip(self.drawn, terms, strict=False))
-        return replace(self, drawn=drawn, both=None if self.both is None else terms[len(drawn)])
-
-
 @contextmanager
 def desk(pair: Pair, dtype: str = "fp32", device: str = "cpu") -> Iterator[Desk]:
     """MiniXL in a dtype, with a pair's layers."""
@@ -120,26 +77,10 @@ def inputs() -> tuple[LoraInput, ...]:
     )
 
 
-def teacher_of(at: Desk, settings: MergeSettings) -> Teacher:
-    """A teacher that nobody watches."""
-    return Teacher(at.session, at.denoiser, at.modules, settings, Meter(at.host, None, 10**6))
-
-
-def draw(at: Desk, settings: MergeSettings = SETTINGS, strengths: Sequence[float] | None = None) -> Lessons:
-    """Draw a pair's samples as a merge does; ``strengths`` that are known are not weighed again."""
-    teacher, chosen = teacher_of(at, settings), inputs()
-    conditions = teacher.conditioning(chosen, {})
-    drawn = tuple(
-        teacher.samples(layers, lora, conditions, index)
-        for index, (layers, lora) in enumerate(zip(at.concepts, chosen, strict=True))
-    )
-    if strengths is None:
-        strengths = teacher.balance(at.concepts, chosen, conditions).strengths
-    both, recording = None, {}
-    if settings.needs.closed_form and conditions.both is not None:
-        both, recording = teacher.combined(at.concepts, strengths, conditions)
-    weights = settings.combined_weight, 1.0 if settings.needs.updates else settings.combined_weight
-    return Lessons(drawn, both, recording, tuple(strengths), *weights)
+def draw(at: Desk, settings: MergeSettings = SETTINGS, strengths: Strengths | None = None) -> TrainingData:
+    """Draw a pair's samples as a merge does; ``strengths`` that are known are not searched again."""
+    sampler = DataSampler(at.session, at.denoiser, at.modules, settings, Meter(at.host, None, 10**6))
+    return sampler.training_data(at.concepts, inputs(), {}, strengths)
 
 
 @dataclass(frozen=True)
@@ -160,49 +101,47 @@ class Unseen:
         return alone, evaluate(at.denoiser, at.modules, coefficients, [self.both])
 
 
-def unseen(at: Desk, strengths: Sequence[float]) -> Unseen:
+def unseen(at: Desk, strengths: Strengths) -> Unseen:
     """Samples of another seed than the defaults'."""
-    drawn = draw(at, replace(SETTINGS, seed=UNSEEN_SEED), strengths)
-    assert drawn.both is not None
-    return Unseen([part.train for part in drawn.drawn], drawn.both)
+    *alone, both = draw(at, replace(SETTINGS, seed=UNSEEN_SEED), strengths).terms
+    return Unseen([term.samples for term in alone], both.samples)
 
 
 @torch.no_grad()
-def taught_anew(at: Desk, lessons: Lessons) -> Lessons:
-    """The same samples with the targets that this model's teachers give."""
+def with_targets_of(at: Desk, data: TrainingData) -> TrainingData:
+    """The same samples with the targets that this model gives, which may be of another dtype."""
     both = at.ones()
-    both.start_at(lessons.strengths)
+    both.start_at(data.strengths.values)
     alone = [adapters(part, at.denoiser.device, at.denoiser.dtype) for part in at.concepts]
-    taught = []
-    for samples, branches in zip(
-        [term.samples for term in lessons.terms], [*alone, both.adapters()], strict=False
-    ):
-        with lora_hooks(at.modules, branches):
+    terms = []
+    for term, factors in zip(data.terms, [*alone, both.adapters()], strict=False):
+        samples = term.samples
+        with lora_hooks(at.modules, factors):
             rows = [samples[i : i + 1] for i in range(len(samples))]
             target = torch.cat([at.denoiser.predict(row.x_t, row.t, row.cond) for row in rows])
-        taught.append(dataclasses.replace(samples, target=target))
-    return lessons.with_terms(taught)
+        terms.append(replace(term, samples=replace(samples, target=target)))
+    return replace(data, terms=tuple(terms))
 
 
-def begin(at: Desk, lessons: Lessons, settings: MergeSettings) -> MergerCoefficients:
-    """Where a merge's loop begins: the strengths of the lessons, or the closed form from there."""
+def begin(at: Desk, data: TrainingData) -> MergerCoefficients:
+    """Where a merge's loop begins: the strengths of the plain sum, or the closed form from there."""
     start = at.ones()
-    start.start_at(lessons.strengths)
-    if settings.uses_closed_form:
-        solve(start, lessons.answers)
+    start.start_at(data.strengths.values)
+    if data.layer_targets:
+        solve(start, data.layer_targets)
     return start
 
 
 def learn(
     at: Desk,
-    lessons: Lessons,
+    data: TrainingData,
     settings: MergeSettings = SETTINGS,
     start: MergerCoefficients | None = None,
     on_update: Callable[[Update], bool] = lambda update: True,
 ) -> tuple[MergerCoefficients, TrainingResult]:
     """The loop, from where the settings begin or from given coefficients."""
-    start = begin(at, lessons, settings) if start is None else start
-    return start, train(at.denoiser, at.modules, start, lessons.terms, settings, on_update, [FAST])
+    start = begin(at, data) if start is None else start
+    return start, train(at.denoiser, at.modules, start, data.terms, settings, on_update, [FAST])
 
 
 def flat(coefficients: MergerCoefficients) -> Tensor:

@@ -1,7 +1,7 @@
 """Memory and time of a merge on the full-size SDXL UNet with random weights: ``python -m benchmarks.memory``.
 
 Nothing is downloaded. On a GPU (``--device cuda``): the peak of every plan beside its estimate, a whole
-run of ``job.training.learn`` with its samples, what stays allocated afterwards, and where one update's
+run of ``training.run.learn`` with its samples, what stays allocated afterwards, and where one update's
 time goes. On the CPU there is no peak to be read; ``--tiny`` runs all of it on a small UNet.
 """
 
@@ -27,7 +27,7 @@ from lib_ziplora.hosts import Progress
 from lib_ziplora.lora.formats.keys import canonical_modules
 from lib_ziplora.lora.layer import LoraLayer
 from lib_ziplora.progress import Meter
-from lib_ziplora.training.footprint import estimate_memory
+from lib_ziplora.training.memory import estimate_memory
 from lib_ziplora.training.run import learn
 from lib_ziplora.ziplora.coefficients import Concept, MergerCoefficients
 from lib_ziplora.ziplora.memory import Plan, plans

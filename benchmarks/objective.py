@@ -79,11 +79,11 @@ def curve(at: Desk, method: str, unseen: Unseen) -> list[Point]:
             measure(update.index + 1)
         return True
 
-    taught = lessons.draw(at, settings)
-    coefficients = lessons.begin(at, taught, settings)
+    data = lessons.draw(at, settings)
+    coefficients = lessons.begin(at, data)
     measure(0)
     if settings.needs.updates:
-        lessons.learn(at, taught, settings, coefficients, on_update)
+        lessons.learn(at, data, settings, coefficients, on_update)
     return points
 
 

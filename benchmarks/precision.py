@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from benchmarks import lessons
-from benchmarks.lessons import Lessons
 from benchmarks.methods import Pair
 from lib_ziplora.config import MergeSettings
+from lib_ziplora.training.target_samples import TrainingData
 from lib_ziplora.ziplora.coefficients import MergerCoefficients
 from lib_ziplora.ziplora.train import evaluate
 
@@ -64,16 +64,16 @@ class Learnt:
 
 
 def learnt(
-    pair: Pair, dtype: str, settings: MergeSettings, given: Lessons | None = None, device: str = "cpu"
+    pair: Pair, dtype: str, settings: MergeSettings, given: TrainingData | None = None, device: str = "cpu"
 ) -> Learnt:
     """A run in a dtype: on samples of its own, or on given ones with targets of its own."""
     with lessons.desk(pair, dtype, device) as at:
-        taught = lessons.draw(at, settings) if given is None else lessons.taught_anew(at, given)
-        coefficients, result = lessons.learn(at, taught, settings)
+        data = lessons.draw(at, settings) if given is None else lessons.with_targets_of(at, given)
+        coefficients, result = lessons.learn(at, data, settings)
         return Learnt(lessons.flat(coefficients), result.skipped)
 
 
-def lessons_of(pair: Pair, settings: MergeSettings, device: str = "cpu") -> Lessons:
+def lessons_of(pair: Pair, settings: MergeSettings, device: str = "cpu") -> TrainingData:
     """What the fp32 run learns from."""
     with lessons.desk(pair, "fp32", device) as at:
         return lessons.draw(at, settings)
@@ -94,7 +94,7 @@ def rows(pair: Pair, settings: MergeSettings, dtypes: Sequence[str] = HALF, devi
     return [_row(pair, name, run, exact, errors[name]) for name, run in runs.items()]
 
 
-def _error(at: lessons.Desk, into: MergerCoefficients, values: Tensor, given: Lessons) -> float:
+def _error(at: lessons.Desk, into: MergerCoefficients, values: Tensor, given: TrainingData) -> float:
     """Held-out error of coefficients, per LoRA."""
     with torch.no_grad():
         sizes = [m.numel() for m in into.parameters()]

@@ -24,10 +24,11 @@ from torch import Tensor
 
 from benchmarks import lessons
 from benchmarks.dense import dense_student
-from benchmarks.lessons import Desk, Lessons
+from benchmarks.lessons import Desk
 from benchmarks.memory import machine
 from benchmarks.methods import Pair
 from lib_ziplora.config import MergeSettings
+from lib_ziplora.training.target_samples import TrainingData
 from lib_ziplora.ziplora.coefficients import Concept
 from lib_ziplora.ziplora.hooks import adapters, lora_hooks
 from lib_ziplora.ziplora.objective import error
@@ -63,12 +64,12 @@ class PublicScript:
 
     Args:
         at: the model and the LoRAs; layers that both LoRAs have, linear ones.
-        taught: the samples; of their targets nothing is taken, the teachers draw them anew.
+        data: the samples; of their targets nothing is taken, the teachers draw them anew.
         settings: rate, objective, similarity weight, seed.
     """
 
-    def __init__(self, at: Desk, taught: Lessons, settings: MergeSettings) -> None:
-        self.at, self.terms, self.settings = at, taught.terms, settings
+    def __init__(self, at: Desk, data: TrainingData, settings: MergeSettings) -> None:
+        self.at, self.terms, self.settings = at, data.terms, settings
         self.deltas = {
             name: [layers[name].delta().to(at.denoiser.dtype) for layers in at.concepts]
             for name in at.modules
@@ -120,10 +121,10 @@ def timed(work: Callable[[], Tensor]) -> tuple[Tensor, float]:
     return work(), time.perf_counter() - started
 
 
-def one_round(at: Desk, taught: Lessons, settings: MergeSettings) -> Round:
+def one_round(at: Desk, data: TrainingData, settings: MergeSettings) -> Round:
     """The updates of the settings by both, from the plain sum; what each prepares is not timed."""
-    start, script = at.ones(), PublicScript(at, taught, settings)
-    found, ours = timed(lambda: lessons.flat(lessons.learn(at, taught, settings, start)[0]))
+    start, script = at.ones(), PublicScript(at, data, settings)
+    found, ours = timed(lambda: lessons.flat(lessons.learn(at, data, settings, start)[0]))
     expected, theirs = timed(lambda: script.run(settings.steps))
     apart = (found - expected).abs()
     return Round(ours, theirs, apart.mean().item(), apart.max().item(), (expected - 1).abs().mean().item())
@@ -133,9 +134,9 @@ def rounds(pair: Pair, updates: int, count: int) -> list[Round]:
     """So many rounds of so many updates each, every one with an order of the samples of its own."""
     settings = replace(EQUATION_5, steps=updates)
     with lessons.desk(pair) as at:
-        taught = lessons.draw(at, settings)
-        one_round(at, taught, replace(settings, steps=1))
-        return [one_round(at, taught, replace(settings, seed=seed)) for seed in range(count)]
+        data = lessons.draw(at, settings)
+        one_round(at, data, replace(settings, steps=1))
+        return [one_round(at, data, replace(settings, seed=seed)) for seed in range(count)]
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Round]:

@@ -12,8 +12,8 @@ from .errors import Interrupted
 from .hosts import Host, Progress
 from .ziplora.likelihood import TIMES
 
-WEIGHED_PICTURES, WEIGHED_STEPS = 2, 4
-"""Pictures that balancing draws at each strength, and their sampling steps."""
+SEARCH_PICTURES, SEARCH_STEPS = 2, 4
+"""Pictures that the search for strengths draws at each strength, and their sampling steps."""
 EXPECTED_TRIES = 3
 
 
@@ -45,10 +45,10 @@ def combined_units(settings: MergeSettings) -> int:
     return drawn + settings.sampling_steps
 
 
-def balancing_units(settings: MergeSettings, loras: int) -> int:
-    """UNet forwards of one sample that balancing takes, roughly."""
-    drawing = WEIGHED_STEPS * (2 if settings.guidance_scale > 1 else 1)
-    return WEIGHED_PICTURES * (loras + EXPECTED_TRIES) * (drawing + loras * len(TIMES))
+def search_units(settings: MergeSettings, loras: int) -> int:
+    """UNet forwards of one sample that the search for strengths takes, roughly."""
+    drawing = SEARCH_STEPS * (2 if settings.guidance_scale > 1 else 1)
+    return SEARCH_PICTURES * (loras + EXPECTED_TRIES) * (drawing + loras * len(TIMES))
 
 
 def update_units(loras: int) -> int:
@@ -73,7 +73,7 @@ def units_of(request: MergeRequest) -> int:
     if together and settings.needs.closed_form:
         samples += combined_units(settings)
     if together and settings.searches_strengths:
-        samples += balancing_units(settings, loras)
+        samples += search_units(settings, loras)
     return loras + samples + update_units(loras) * (settings.steps if settings.needs.updates else 0)
 
 

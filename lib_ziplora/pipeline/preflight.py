@@ -14,7 +14,7 @@ from ..hosts import Host, KnowsSize
 from ..lora.io.inspect import LoraHeader
 from ..lora.io.size import FileShapes, expected_size
 from ..plots import counted
-from ..training.memory import Foreseen, foreseen_memory
+from ..training.memory import MemoryForecast, forecast_memory
 from .overlap import Overlap, overlap_of
 from .prepare import examine
 from .suitability import request_remarks
@@ -88,7 +88,7 @@ def preflight(request: MergeRequest, host: Host) -> Preflight:
     return Preflight(
         names,
         _different(problems),
-        (*remarks, *_remarks(headers, overlap), *([memory.words] if memory else [])),
+        (*remarks, *_remarks(headers, overlap), *([memory.sentence] if memory else [])),
         common,
         single,
         _size(request, shapes),
@@ -145,11 +145,11 @@ def _remarks(headers: Sequence[LoraHeader], overlap: Overlap | None) -> list[str
     return found
 
 
-def _memory(request: MergeRequest, host: Host, shapes: Sequence[FileShapes]) -> Foreseen | None:
+def _memory(request: MergeRequest, host: Host, shapes: Sequence[FileShapes]) -> MemoryForecast | None:
     unets = [
         {name: layer for name, layer in one.layers.items() if name.startswith("lora_unet")} for one in shapes
     ]
-    return foreseen_memory(
+    return forecast_memory(
         unets, request.settings, host.picture_size() if isinstance(host, KnowsSize) else None
     )
 

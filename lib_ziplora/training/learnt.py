@@ -1,10 +1,18 @@
-"""Figures of a finished optimisation."""
+"""Figures of finished training."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..ziplora.coefficients import MergerCoefficients
+from ..ziplora.objective import similarity
+from ..ziplora.train import TrainingResult, Update
+from .strengths import Strengths
+
 MOVED = 0.01
+ENDS = 10
+"""Updates over which the first and the last loss are averaged."""
 
 
 @dataclass(frozen=True)
@@ -46,24 +54,55 @@ class Learnt:
     subject_share: float | None = None
     plan: str = ""
 
+    @classmethod
+    def of(
+        cls,
+        result: TrainingResult,
+        coefficients: MergerCoefficients,
+        strengths: Strengths,
+        heldout_loss_start: float,
+        heldout_loss_end: float,
+    ) -> Learnt:
+        """The figures of a result and of the coefficients that it left."""
+        shared = any(coefficients.shared())
+        return cls(
+            steps=len(result.updates),
+            mean_travel=coefficients.mean_change().item(),
+            similarity_start=1.0 if shared else 0.0,
+            similarity_end=similarity(coefficients).item(),
+            loss_start=_mean_loss(result.updates[:ENDS]),
+            loss_end=_mean_loss(result.updates[-ENDS:]),
+            heldout_loss_start=heldout_loss_start,
+            heldout_loss_end=heldout_loss_end,
+            skipped_steps=result.skipped,
+            stopped_early=result.stopped_early,
+            strengths=strengths.values,
+            subject_share=strengths.subject_share,
+            plan=result.plan.description if result.plan else "",
+        )
+
     def warnings(self) -> list[str]:
         """Honest sentences where the run did not do what it is for."""
-        found = []
+        sentences = []
         if self.steps and self.mean_travel < MOVED:
-            found.append(
+            sentences.append(
                 f"The coefficients have hardly moved (mean distance from the start: {self.mean_travel:.4f}): the "
                 "result is nearly the plain sum. Raise the learning rate or the number of updates."
             )
-        before, after = self.heldout_loss_start, self.heldout_loss_end
-        if before is not None and after is not None and after > before:
-            found.append(
+        start, end = self.heldout_loss_start, self.heldout_loss_end
+        if start is not None and end is not None and end > start:
+            sentences.append(
                 "On samples that were not trained on, the merge is further from the LoRAs than their plain "
-                f"sum ({after:.2f} against {before:.2f}). "
+                f"sum ({end:.2f} against {start:.2f}). "
                 "Give it more trajectories, or use the direct method."
             )
         if self.skipped_steps:
-            found.append(f"{self.skipped_steps} updates were left out because a gradient was not finite.")
-        return found
+            sentences.append(f"{self.skipped_steps} updates were left out because a gradient was not finite.")
+        return sentences
+
+
+def _mean_loss(updates: Sequence[Update]) -> float | None:
+    return sum(sum(update.errors) for update in updates) / len(updates) if updates else None
 
 
 PLAIN_SUM = Learnt()

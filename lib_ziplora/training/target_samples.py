@@ -1,4 +1,4 @@
-"""What a merge learns from: the samples that the LoRAs draw from the host's model, alone and together."""
+"""Training data: the samples that each LoRA draws by itself, and those of the plain sum for the combined prompt."""
 
 from __future__ import annotations
 
@@ -8,99 +8,155 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..config import LoraInput, MergeSettings
+from ..config import LoraInput, MergeSettings, labels
 from ..denoiser import Conditioning, Denoiser, TextDeltas
 from ..hosts import Session
 from ..progress import Meter, heldout_steps
-from ..ziplora.closed_form import TOKENS, Recording, recorded
+from ..ziplora.closed_form import TOKENS, LayerInputs, LayerTarget, recorded_inputs, single_lora_targets
 from ..ziplora.coefficients import Concept, MergerCoefficients
 from ..ziplora.hooks import adapters, lora_hooks
-from ..ziplora.samples import Samples, assemble, noised, predict_each, require_effect, scaled_like, trajectory
+from ..ziplora.samples import (
+    Samples,
+    Trajectory,
+    noised,
+    predict_each,
+    require_effect,
+    with_measured_scale,
+    with_scale_of,
+)
+from ..ziplora.train import Term
 from .images import load_images
-from .strengths import Balance, Conditions, Scales, latent_shape
+from .strengths import Conditions, Strengths, StrengthSearch, sampler_of
 
-Walk = tuple[Tensor, Tensor, Tensor]
-"""x_t, t and the LoRA's own predictions of a batch of samples."""
-
-Draw = Callable[[int, int, int], Walk]
-"""(seed, trajectories, steps of each) -> samples of the LoRA that is attached."""
+Draw = Callable[[int, int, int], Trajectory]
+"""(seed, trajectories, steps of each) -> what the model draws with whatever LoRA is on it."""
 
 HELDOUT_SEED = 1_000_003
 TRAJECTORY_SEED = 7919
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """What one LoRA has drawn: to train on, to be kept out, and layer inputs for the closed form."""
+class TrainingData:
+    """What the coefficients are learnt from.
 
-    train: Samples
-    heldout: Samples
-    recording: Recording
+    Attributes:
+        terms: the errors of the objective: one a LoRA, and that of the combined prompt where it counts.
+        layer_targets: for the closed form; empty where it is not used.
+        heldout: each LoRA's samples that are not trained on.
+        strengths: of the plain sum that the coefficients start from.
+    """
+
+    terms: tuple[Term, ...]
+    layer_targets: tuple[LayerTarget, ...]
+    heldout: tuple[Samples, ...]
+    strengths: Strengths
 
 
-class Teacher:
-    """Draws each LoRA's samples from the host's model."""
+@dataclass(frozen=True)
+class DataSampler:
+    """Draws training data with the host's model.
 
-    def __init__(
+    Attributes:
+        session: encodes prompts and images.
+        denoiser: the base.
+        modules: those that the LoRAs change, by canonical name.
+        settings: of the merge.
+        meter: told of every stage.
+    """
+
+    session: Session
+    denoiser: Denoiser
+    modules: Mapping[str, nn.Module]
+    settings: MergeSettings
+    meter: Meter
+
+    @torch.no_grad()
+    def training_data(
         self,
-        session: Session,
-        denoiser: Denoiser,
-        modules: Mapping[str, nn.Module],
-        settings: MergeSettings,
-        meter: Meter,
-    ) -> None:
-        self.session, self.denoiser, self.modules = session, denoiser, modules
-        self.settings, self.meter = settings, meter
+        concepts: Sequence[Concept],
+        chosen: Sequence[LoraInput],
+        text_deltas: TextDeltas,
+        strengths: Strengths | None = None,
+    ) -> TrainingData:
+        """All that a merge learns from; ``strengths`` that are known are not searched again."""
+        settings, names = self.settings, labels([lora.role for lora in chosen])
+        conditions = self._conditions(chosen, text_deltas)
+        drawn = [
+            self._lora_samples(layers, lora, conditions, index)
+            for index, (layers, lora) in enumerate(zip(concepts, chosen, strict=True))
+        ]
+        terms = [Term(name, train) for name, (train, _, _) in zip(names, drawn, strict=True)]
+        targets = single_lora_targets([inputs for _, _, inputs in drawn])
+        strengths = strengths or self._strengths(concepts, chosen, conditions)
+        if settings.needs.closed_form and conditions.combined is not None:
+            samples, inputs = self._combined_samples(
+                concepts, strengths, conditions.combined, conditions.uncond
+            )
+            terms.append(Term("combined", samples, settings.combined_weight))
+            # Where updates follow, they bring the weight.
+            weight = 1.0 if settings.needs.updates else settings.combined_weight
+            targets.append(LayerTarget(inputs, strengths.values, weight))
+        layer_targets = tuple(targets) if settings.uses_closed_form else ()
+        return TrainingData(tuple(terms), layer_targets, tuple(heldout for _, heldout, _ in drawn), strengths)
 
-    def conditioning(self, chosen: Sequence[LoraInput], deltas: TextDeltas) -> Conditions:
+    def _conditions(self, chosen: Sequence[LoraInput], deltas: TextDeltas) -> Conditions:
         """Rows for the prompts, for the combined one, and for the negative one when guidance needs it."""
         self.meter.enter("encoding", "Encoding the prompts")
-        size = {"width": self.settings.width, "height": self.settings.height}
+        settings = self.settings
 
         def encoded(prompts: Sequence[str], negative: bool = False) -> Conditioning:
+            size = {"width": settings.width, "height": settings.height}
             return self.session.encode_prompts(prompts, **size, negative=negative, deltas=deltas)
 
         singles = encoded([lora.prompt for lora in chosen])
-        together = self.settings.combined_prompt.strip() if self.settings.uses_combined_prompt else ""
-        both = encoded([together]) if together else None
-        guided = self.settings.guidance_scale > 1
-        return Conditions(singles, both, encoded([self.settings.negative_prompt], True) if guided else None)
+        prompt = settings.combined_prompt.strip() if settings.uses_combined_prompt else ""
+        combined = encoded([prompt]) if prompt else None
+        guided = settings.guidance_scale > 1
+        return Conditions(singles, combined, encoded([settings.negative_prompt], True) if guided else None)
 
-    @torch.no_grad()
-    def samples(self, layers: Concept, lora: LoraInput, conditions: Conditions, index: int) -> Drawn:
-        """Samples to train on, and samples kept out of the training, of the LoRA at ``index``."""
-        cond, uncond = conditions.singles[index : index + 1], conditions.uncond
-        seed = self.settings.seed + 2 * index
-        self.meter.enter("sampling", f"Drawing with {Path(lora.lora).stem}")
-        device, dtype = self.denoiser.device, self.denoiser.dtype
-        draw = self._noised_images(lora, cond, seed) if lora.images else self._trajectories(cond, uncond)
-        with lora_hooks(self.modules, adapters(layers, device, dtype)):
-            with self._recorded(seed) as recording:
-                train = draw(seed, self.settings.trajectories, self.settings.sampling_steps)
-            heldout = draw(seed + HELDOUT_SEED, 1, heldout_steps(self.settings))
-        measured = self._with_base(heldout, cond)
-        result = Drawn(scaled_like(*train[:2], cond, train[2], measured), measured, recording)
-        for part in (result.heldout, result.train):
-            require_effect(part, Path(lora.lora).stem)
-        return result
+    def _lora_samples(
+        self, layers: Concept, lora: LoraInput, conditions: Conditions, index: int
+    ) -> tuple[Samples, Samples, LayerInputs]:
+        """Samples to train on, samples kept out of the training, and layer inputs, of the LoRA at ``index``."""
+        cond, settings = conditions.singles[index : index + 1], self.settings
+        seed, name = settings.seed + 2 * index, Path(lora.lora).stem
+        self.meter.enter("sampling", f"Drawing with {name}")
+        draw = (
+            self._noised_images(lora, cond, seed)
+            if lora.images
+            else self._trajectories(cond, conditions.uncond)
+        )
+        with lora_hooks(self.modules, adapters(layers, self.denoiser.device, self.denoiser.dtype)):
+            with self._recorded(seed) as inputs:
+                train = draw(seed, settings.trajectories, settings.sampling_steps)
+            heldout = draw(seed + HELDOUT_SEED, 1, heldout_steps(settings))
+        measured = self._measured(heldout, cond)
+        samples = with_scale_of(train, cond, measured)
+        for part in (measured, samples):
+            require_effect(part, name)
+        return samples, measured, inputs
 
-    @torch.no_grad()
-    def balance(
+    def _strengths(
         self, concepts: Sequence[Concept], chosen: Sequence[LoraInput], conditions: Conditions
-    ) -> Balance:
-        """Each LoRA's strength for the combined prompt: as the settings balance them, or 1."""
-        if not self.settings.searches_strengths or conditions.both is None:
-            return Balance((1.0,) * len(concepts))
+    ) -> Strengths:
+        """Each LoRA's strength for the combined prompt: searched, or 1."""
+        if not self.settings.searches_strengths or conditions.combined is None:
+            return Strengths((1.0,) * len(concepts))
         self.meter.enter("sampling", "Weighing subject and style")
-        roles = [lora.role for lora in chosen]
-        return Scales(self.denoiser, self.modules, concepts, roles, conditions, self.settings).balanced()
+        roles, combined = [lora.role for lora in chosen], conditions.combined
+        return StrengthSearch(
+            self.denoiser, self.modules, concepts, roles, conditions, combined, self.settings
+        ).strengths()
 
-    @torch.no_grad()
-    def combined(
-        self, concepts: Sequence[Concept], strengths: Sequence[float], conditions: Conditions
-    ) -> tuple[Samples, Recording]:
+    def _combined_samples(
+        self,
+        concepts: Sequence[Concept],
+        strengths: Strengths,
+        cond: Conditioning,
+        uncond: Conditioning | None,
+    ) -> tuple[Samples, LayerInputs]:
         """What the plain sum at these strengths draws for the combined prompt: an anchor for the merge.
 
         The errors of equation 5 ask only that every LoRA by itself stays as it is. That is also
@@ -108,51 +164,34 @@ class Teacher:
         term of its own.
         """
         self.meter.enter("sampling", "Drawing the combined prompt")
-        cond = conditions.together
+        settings = self.settings
         plain = MergerCoefficients.ones(concepts, self.denoiser.device, self.denoiser.dtype)
-        plain.start_at(strengths)
-        draw = self._trajectories(cond, conditions.uncond)
-        seed = self.settings.seed + 2 * len(concepts)
-        with lora_hooks(self.modules, plain.adapters()), self._recorded(seed) as recording:
-            drawn = draw(seed, self.settings.trajectories, self.settings.sampling_steps)
-        x_t, t, target = drawn
-        first = slice(self.settings.sampling_steps)
-        measured = self._with_base((x_t[first], t[first], target[first]), cond)
-        samples = scaled_like(x_t, t, cond, target, measured)
+        plain.start_at(strengths.values)
+        seed = settings.seed + 2 * len(concepts)
+        with lora_hooks(self.modules, plain.adapters()), self._recorded(seed) as inputs:
+            drawn = self._trajectories(cond, uncond)(seed, settings.trajectories, settings.sampling_steps)
+        measured = self._measured(drawn[: settings.sampling_steps], cond)
+        samples = with_scale_of(drawn, cond, measured)
         for part in (measured, samples):
             require_effect(part, "the plain sum")
-        return samples, recording
+        return samples, inputs
 
-    def _recorded(self, seed: int) -> AbstractContextManager[Recording]:
+    def _recorded(self, seed: int) -> AbstractContextManager[LayerInputs]:
         if not self.settings.uses_closed_form:
             return nullcontext({})
-        return recorded(self.modules, TOKENS, torch.Generator().manual_seed(seed))
+        return recorded_inputs(self.modules, TOKENS, torch.Generator().manual_seed(seed))
 
-    def _with_base(self, drawn: Walk, cond: Conditioning) -> Samples:
-        """The samples with their scale: what the LoRA does to each of the base's predictions."""
-        x_t, t, target = drawn
-        return assemble(x_t, t, cond, target, predict_each(self.denoiser.predict, x_t, t, cond))
+    def _measured(self, drawn: Trajectory, cond: Conditioning) -> Samples:
+        """The samples with their scale, measured against the base."""
+        return with_measured_scale(drawn, cond, predict_each(self.denoiser, drawn.x_t, drawn.t, cond))
 
     def _trajectories(self, cond: Conditioning, uncond: Conditioning | None) -> Draw:
-        """Draws the LoRA's own trajectories, each with a seed of its own."""
-        settings = self.settings
+        """Draws the model's own trajectories, each with a seed of its own."""
+        sampler = sampler_of(self.denoiser, self.settings)
 
-        def draw(seed: int, trajectories: int, steps: int) -> Walk:
-            parts = [
-                trajectory(
-                    self.denoiser,
-                    self.denoiser.predict,
-                    cond,
-                    uncond,
-                    shape=latent_shape(settings),
-                    steps=steps,
-                    guidance_scale=settings.guidance_scale,
-                    generator=torch.Generator().manual_seed(seed + TRAJECTORY_SEED * number),
-                )
-                for number in range(trajectories)
-            ]
-            x_t, t, target = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-            return x_t, t, target
+        def draw(seed: int, trajectories: int, steps: int) -> Trajectory:
+            seeds = [seed + TRAJECTORY_SEED * number for number in range(trajectories)]
+            return Trajectory.cat([sampler.trajectory(cond, uncond, steps, each) for each in seeds])
 
         return draw
 
@@ -161,9 +200,9 @@ class Teacher:
         images = load_images(lora.images, self.settings.width, self.settings.height)
         latents = self.session.encode_images(images, seed=seed)
 
-        def draw(seed: int, trajectories: int, steps: int) -> Walk:
+        def draw(seed: int, trajectories: int, steps: int) -> Trajectory:
             generator = torch.Generator().manual_seed(seed)
             x_t, t = noised(self.denoiser, latents, trajectories * steps, generator)
-            return x_t, t, predict_each(self.denoiser.predict, x_t, t, cond)
+            return Trajectory(x_t, t, predict_each(self.denoiser, x_t, t, cond))
 
         return draw

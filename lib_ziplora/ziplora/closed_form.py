@@ -1,15 +1,21 @@
-"""The closed form: every layer by itself, as a least-squares problem, without a backward pass.
+"""The closed form of the merger coefficients: one least-squares problem a layer, without a backward pass.
 
-With inputs X_k recorded while teacher k draws, the merged layer should answer them as the teacher
-does, which has each LoRA at a strength of its own (LoRA k alone, or all of them for the combined prompt):
+Target k is what a plain sum at strengths s_ka makes of inputs X_k (tokens, columns) that were recorded while it drew:
+one LoRA alone, or all of them on the combined prompt. With dW_a = B_a A_a the merge should answer alike,
 
-    minimise over m   sum_k  w_k |(dW_m - dW_k) X_k|^2 / |dW_k X_k|^2,    dW_m = sum_a dW_a diag(m_a),
-                                                                         dW_k = sum_a s_ka dW_a
+    minimise over m   sum_k  g_k | sum_a dW_a diag(m_a - s_ka) X_k^T |^2,       g_k = w_k / | sum_a s_ka dW_a X_k^T |^2
 
-This is quadratic in the coefficients; conjugate gradients solve it on the factors, so that
-neither dW nor the (columns, columns) matrix (dW_a^T dW_b) * (X X^T) is ever formed. It looks at
-one layer at a time, where ZipLoRA's loop sees their interplay: a result in an instant, and a
-good start for a short loop.
+With the factors side by side, B = [B_1 B_2 ...] and G = B^T B, neither dW nor a (columns, columns) matrix is formed:
+
+    S_k m   = [ (X_k * m_1) A_1^T   (X_k * m_2) A_2^T   ... ]                       (tokens, sum of ranks)
+    S_k^T Z = [ sum over tokens of X_k * (Z_a A_a),   a = 1, 2, ... ]               (concepts, columns)
+    H m     = sum_k  S_k^T (S_k m) g_k G
+    b       = sum_k  S_k^T (S_k s_k - S_k start) g_k G
+    diag(H) = [ sum_k  (sum over rows of (g_k G_aa A_a) * A_a) * (sum over tokens of X_k^2),   a = 1, 2, ... ]
+
+and m = start + d, where (H + ridge) d = b is solved by conjugate gradients with Jacobi's preconditioner, the diagonal
+(Hestenes and Stiefel 1952; Saad, Iterative Methods for Sparse Linear Systems, 2003, algorithm 9.1). It looks at one
+layer at a time, where the loop sees their interplay: a result in an instant, and a good start for the loop.
 """
 
 from __future__ import annotations
@@ -26,31 +32,31 @@ from torch import Tensor, nn
 
 from .coefficients import LayerCoefficients, MergerCoefficients
 
-Recording = dict[str, list[Tensor]]
-"""Layer name -> input columns that were kept, each (tokens, columns), on the CPU: of SDXL 0.3 GB for each teacher."""
+LayerInputs = dict[str, list[Tensor]]
+"""Layer name -> recorded inputs, each (tokens, columns), on the CPU: of SDXL 0.3 GB for each target."""
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What the merged layers should answer to inputs.
+class LayerTarget:
+    """What the merged layers should make of inputs: what the plain sum at these strengths makes of them.
 
     Attributes:
-        recording: the inputs.
-        strengths: of every concept in the teacher that drew them.
-        weight: of this answer among the others.
+        inputs: X_k of every layer.
+        strengths: s_ka of every concept.
+        weight: w_k, of this target among the others.
     """
 
-    recording: Recording
+    inputs: LayerInputs
     strengths: tuple[float, ...]
     weight: float = 1.0
 
 
-def each_alone(recordings: Sequence[Recording]) -> list[Answer]:
+def single_lora_targets(inputs: Sequence[LayerInputs]) -> list[LayerTarget]:
     """Every LoRA by itself, at its full strength, on what it drew."""
-    count = len(recordings)
+    count = len(inputs)
     return [
-        Answer(recording, tuple(float(other == index) for other in range(count)))
-        for index, recording in enumerate(recordings)
+        LayerTarget(own, tuple(float(other == index) for other in range(count)))
+        for index, own in enumerate(inputs)
     ]
 
 
@@ -62,17 +68,17 @@ BATCH_VALUES = 2**25
 
 
 @contextmanager
-def recorded(
+def recorded_inputs(
     modules: Mapping[str, nn.Module], tokens: int, generator: torch.Generator
-) -> Iterator[Recording]:
-    """Keep random input columns of the modules in every forward inside the block.
+) -> Iterator[LayerInputs]:
+    """Random rows of the modules' inputs in every forward inside the block.
 
     Args:
         modules: canonical name -> linear or convolution module.
-        tokens: columns kept of each forward's first sample (the conditional one, under guidance).
+        tokens: rows kept of each forward's first sample (the conditional one, under guidance).
         generator: on the CPU; draws which.
     """
-    kept: Recording = {name: [] for name in modules}
+    kept: LayerInputs = {name: [] for name in modules}
     handles = []
     try:
         for name, module in modules.items():
@@ -87,13 +93,13 @@ def recorded(
 def _keep(
     kept: list[Tensor], tokens: int, generator: torch.Generator, module: nn.Module, inputs: tuple[Any, ...]
 ) -> None:
-    columns = input_columns(module, inputs[0][:1].detach())
-    rows = torch.randperm(len(columns), generator=generator)[:tokens]
-    kept.append(columns[rows.to(columns.device)].cpu())
+    x = input_rows(module, inputs[0][:1].detach())
+    chosen = torch.randperm(len(x), generator=generator)[:tokens]
+    kept.append(x[chosen.to(x.device)].cpu())
 
 
-def input_columns(module: nn.Module, x: Tensor) -> Tensor:
-    """What the weight's columns are multiplied with, (tokens, columns), for an input of the module."""
+def input_rows(module: nn.Module, x: Tensor) -> Tensor:
+    """The rows (tokens, columns) that a module's weight is multiplied with, for an input of it."""
     if cast(Tensor, module.weight).ndim == 2:
         return x.reshape(-1, x.shape[-1])
     convolution = cast(nn.Conv2d, module)
@@ -110,7 +116,7 @@ def input_columns(module: nn.Module, x: Tensor) -> Tensor:
 @torch.no_grad()
 def solve(
     coefficients: MergerCoefficients,
-    answers: Sequence[Answer],
+    targets: Sequence[LayerTarget],
     *,
     on_batch: Callable[[], None] = lambda: None,
     iterations: int = ITERATIONS,
@@ -122,91 +128,96 @@ def solve(
 
     Args:
         coefficients: the start; changed in place.
-        answers: of every teacher.
+        targets: of every LoRA, and of all together.
         on_batch: called before each batch of layers; an exception aborts.
         iterations: of the conjugate gradients; few keep what the samples don't decide near the start.
         ridge: pull towards the start, as a share of the mean curvature.
     """
-    for names in _batches(coefficients, answers):
+    for names in _batches(coefficients, targets):
         on_batch()
         layers = [coefficients.layers[name] for name in names]
         device = layers[0].m.device
         inputs = [
-            torch.stack([torch.cat(answer.recording[name]) for name in names]).to(device).float()
-            for answer in answers
+            torch.stack([torch.cat(target.inputs[name]) for name in names]).to(device).float()
+            for target in targets
         ]
-        solutions = _Problems(layers, inputs, answers).solution(iterations, ridge)
-        for layer, d in zip(layers, solutions, strict=True):
-            layer.m.add_(d)
+        problem = _LeastSquares(layers, inputs, targets)
+        diagonal = problem.diagonal()
+        pull = ridge * _sums(diagonal) / diagonal[0].numel()
+        pull = pull.clamp(min=torch.finfo(torch.float32).tiny)
+        d = conjugate_gradients(
+            functools.partial(problem.ridged, pull), problem.b, diagonal + pull, iterations
+        )
+        for layer, change in zip(layers, d, strict=True):
+            layer.m.add_(change)
 
 
-@dataclass(frozen=True)
-class _Shape:
-    """What layers that are solved side by side have in common; ``tokens`` are those of each answer."""
-
-    concepts: tuple[int, ...]
-    ranks: tuple[int, ...]
-    columns: int
-    tokens: tuple[int, ...]
-
-
-def _batches(coefficients: MergerCoefficients, answers: Sequence[Answer]) -> Iterator[list[str]]:
+def _batches(coefficients: MergerCoefficients, targets: Sequence[LayerTarget]) -> Iterator[list[str]]:
     """Names of layers with the same shapes, so many that their inputs don't take too much memory."""
-    groups: dict[_Shape, list[str]] = {}
+    groups: dict[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int], list[str]] = {}
     for name, layer in coefficients.layers.items():
-        tokens = tuple(sum(map(len, answer.recording[name])) for answer in answers)
-        shape = _Shape(layer.concepts, layer.ranks, layer.m.shape[1], tokens)
-        groups.setdefault(shape, []).append(name)
-    for shape, names in groups.items():
-        size = max(1, BATCH_VALUES // max(1, shape.columns * sum(shape.tokens)))
+        tokens = tuple(sum(map(len, target.inputs[name])) for target in targets)
+        groups.setdefault((layer.concepts, layer.ranks, tokens, layer.m.shape[1]), []).append(name)
+    for (_, _, tokens, columns), names in groups.items():
+        size = max(1, BATCH_VALUES // max(1, columns * sum(tokens)))
         for first in range(0, len(names), size):
             yield names[first : first + size]
 
 
-class _Problems:
-    """Several layers' quadratics in d = m - start: d^T H d / 2 - b^T d, each (concepts, columns)."""
+class _LeastSquares:
+    """The problems of several layers at once: S, S^T, H, b and diag(H) as the module's docstring has them.
+
+    Args:
+        layers: of one shape.
+        inputs: X_k of each target, (layers, tokens, columns).
+        targets: strengths and weights.
+    """
 
     def __init__(
-        self, layers: Sequence[LayerCoefficients], inputs: Sequence[Tensor], answers: Sequence[Answer]
+        self, layers: Sequence[LayerCoefficients], inputs: Sequence[Tensor], targets: Sequence[LayerTarget]
     ) -> None:
-        """``inputs``: (layers, tokens, columns) of each answer, also of teachers without the layers."""
         self.ranks, self.inputs = layers[0].ranks, inputs
         self.downs = torch.stack([layer.down for layer in layers]).float().split(self.ranks, dim=1)
         ups = [layer.up.float() for layer in layers]
         gram = torch.stack([up.T @ up for up in ups])
         start = torch.stack([layer.m for layer in layers])
+        concepts = layers[0].concepts
         wanted = [
-            self._hidden(x, start.new_tensor([answer.strengths[k] for k in layers[0].concepts])[:, None])
-            for x, answer in zip(inputs, answers, strict=True)
+            self.S(x, start.new_tensor([target.strengths[a] for a in concepts])[:, None])
+            for x, target in zip(inputs, targets, strict=True)
         ]
         effects = _without_zeros(torch.stack([(z @ gram * z).sum((1, 2)) for z in wanted]))
         self.grams = [
-            gram * (answer.weight / effect)[:, None, None]
-            for answer, effect in zip(answers, effects, strict=True)
+            gram * (target.weight / effect)[:, None, None]
+            for target, effect in zip(targets, effects, strict=True)
         ]
-        self.b = self._adjoint([w - self._hidden(x, start) for w, x in zip(wanted, inputs, strict=True)])
+        self.b = self.St([z - self.S(x, start) for z, x in zip(wanted, inputs, strict=True)])
 
-    def _hidden(self, x: Tensor, m: Tensor) -> Tensor:
-        """A_a (x * m_a) of all concepts side by side, (layers, tokens, sum of ranks)."""
+    def S(self, x: Tensor, m: Tensor) -> Tensor:  # noqa: N802, the docstring's letter
+        """S_k m, (layers, tokens, sum of ranks)."""
         rows = m.expand(len(x), len(self.downs), x.shape[2]).unbind(1)
         parts = [(x * row[:, None]) @ down.mT for row, down in zip(rows, self.downs, strict=True)]
         return torch.cat(parts, dim=2)
 
-    def _adjoint(self, hidden: Sequence[Tensor]) -> Tensor:
-        """The transpose of ``_hidden`` over all inputs, each under its Gram matrix, (layers, concepts, columns)."""
-        total = torch.zeros((), device=hidden[0].device)
-        for x, gram, z in zip(self.inputs, self.grams, hidden, strict=True):
+    def St(self, zs: Sequence[Tensor]) -> Tensor:  # noqa: N802
+        """sum_k S_k^T Z_k g_k G, (layers, concepts, columns)."""
+        total = torch.zeros((), device=zs[0].device)
+        for x, gram, z in zip(self.inputs, self.grams, zs, strict=True):
             parts = (z @ gram).split(self.ranks, dim=2)
             rows = [(part @ down * x).sum(1) for part, down in zip(parts, self.downs, strict=True)]
             total = total + torch.stack(rows, dim=1)
         return total
 
-    def curvature(self, d: Tensor) -> Tensor:
-        """H d."""
-        return self._adjoint([self._hidden(x, d) for x in self.inputs])
+    def H(self, d: Tensor) -> Tensor:  # noqa: N802
+        """H d, like d."""
+        return self.St([self.S(x, d) for x in self.inputs])
+
+    def ridged(self, ridge: Tensor, d: Tensor) -> Tensor:
+        """(H + ridge) d."""
+        return self.H(d) + ridge * d
 
     def diagonal(self) -> Tensor:
-        """The diagonal of H, (layers, concepts, columns)."""
+        """diag(H), (layers, concepts, columns)."""
         total = torch.zeros_like(self.b)
         for x, gram in zip(self.inputs, self.grams, strict=True):
             energy = x.square().sum(1)
@@ -216,26 +227,32 @@ class _Problems:
                 total[:, index] += (block @ down * down).sum(1) * energy
         return total
 
-    def solution(self, iterations: int, ridge: float) -> Tensor:
-        """d by preconditioned conjugate gradients from 0, with the ridge added to H; a solved layer stays as it is."""
-        diagonal = self.diagonal()
-        pull = ridge * _sums(diagonal) / diagonal[0].numel()
-        pull = pull.clamp(min=torch.finfo(torch.float32).tiny)
-        scale = diagonal + pull
-        d, residual = torch.zeros_like(self.b), self.b.clone()
-        direction = residual / scale
-        energy = _sums(residual * direction)
-        solved = energy * torch.finfo(torch.float32).eps ** 2
-        for _ in range(iterations):
-            product = self.curvature(direction) + pull * direction
-            going = energy > solved
-            step = torch.where(going, energy / _sums(direction * product), 0.0)
-            d = d + step * direction
-            residual = residual - step * product
-            preconditioned = residual / scale
-            previous, energy = energy, torch.where(going, _sums(residual * preconditioned), 0.0)
-            direction = torch.where(going, preconditioned + energy / previous * direction, 0.0)
-        return d
+
+def conjugate_gradients(
+    product: Callable[[Tensor], Tensor], b: Tensor, diagonal: Tensor, iterations: int
+) -> Tensor:
+    """Solutions of several systems A d = b from d = 0, with Jacobi's preconditioner; a solved one stays as it is.
+
+    Args:
+        product: d -> A d, for tensors like ``b``.
+        b: (systems, ...).
+        diagonal: of A, like ``b``, positive.
+        iterations: at most.
+    """
+    d, residual = torch.zeros_like(b), b.clone()
+    direction = residual / diagonal
+    energy = _sums(residual * direction)
+    solved = energy * torch.finfo(torch.float32).eps ** 2
+    for _ in range(iterations):
+        along = product(direction)
+        going = energy > solved
+        step = torch.where(going, energy / _sums(direction * along), 0.0)
+        d = d + step * direction
+        residual = residual - step * along
+        preconditioned = residual / diagonal
+        previous, energy = energy, torch.where(going, _sums(residual * preconditioned), 0.0)
+        direction = torch.where(going, preconditioned + energy / previous * direction, 0.0)
+    return d
 
 
 def _sums(values: Tensor) -> Tensor:
@@ -244,6 +261,6 @@ def _sums(values: Tensor) -> Tensor:
 
 
 def _without_zeros(effects: Tensor) -> Tensor:
-    """|dW_k X_k|^2, (teachers, layers), with the others' mean for a teacher that does nothing in a layer."""
+    """The targets' effects (targets, layers), with the others' mean for one that does nothing in a layer."""
     known = effects.sum(0) / (effects > 0).sum(0).clamp(min=1)
     return torch.where(effects > 0, effects, torch.where(known > 0, known, torch.ones_like(known)))

@@ -1,8 +1,7 @@
-"""How much of each LoRA a picture shows, by denoising errors, and strengths at which neither is lost.
+"""Log-likelihood ratios of LoRAs on pictures (the diffusion classifier), and a search for strengths by them.
 
-Whoever drew a picture denoises it best: of two models, the one with the lower error on the noised
-picture is the likelier author (the diffusion classifier, Li et al., arXiv 2303.16203). On pictures of
-the combined prompt this tells whether the subject or the style prevails.
+Of two models, the one with the lower denoising error on a noised picture is the likelier author (Li et al.,
+arXiv 2303.16203). On pictures of the combined prompt this tells whether the subject or the style prevails.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import torch
 from torch import Tensor
 
 from ..denoiser import Conditioning, Denoiser
-from .samples import Predictor
 
 TIMES = (0.2, 0.4, 0.6, 0.8)
 """Where on the noise schedule a picture's errors are measured, as shares of it."""
@@ -24,7 +22,7 @@ MIDDLE, STRIDE, LOWEST, HIGHEST = 45.0, 15.0, 15.0, 75.0
 
 
 @dataclass(frozen=True)
-class Balanced:
+class AngleSearch:
     """Where the search ended.
 
     Attributes:
@@ -48,14 +46,11 @@ class Balanced:
 
 
 @torch.no_grad()
-def denoising_error(
-    denoiser: Denoiser, predict: Predictor, pictures: Sequence[Tensor], cond: Conditioning
-) -> float:
-    """How badly a model predicts the noise in pictures: mean squared error over them and ``TIMES``.
+def denoising_error(denoiser: Denoiser, pictures: Sequence[Tensor], cond: Conditioning) -> float:
+    """Mean squared error of a model's predictions of the noise in pictures, over them and ``TIMES``.
 
     Args:
-        denoiser: for its noise schedule and device.
-        predict: the model.
+        denoiser: the model, with whatever LoRA is on it.
         pictures: latents x_0, (1, channels, height, width) each.
         cond: one row.
 
@@ -71,12 +66,14 @@ def denoising_error(
             generator = torch.Generator().manual_seed(len(alphas) * number + t)
             noise = torch.randn(x_0.shape, generator=generator).to(device)
             truth = noise if denoiser.prediction_type == "epsilon" else signal * noise - sigma * x_0
-            said = predict(signal * x_0 + sigma * noise, torch.full((1,), t, device=device), cond)
-            total = total + (said.float() - truth).square().mean()
+            prediction = denoiser.predict(
+                signal * x_0 + sigma * noise, torch.full((1,), t, device=device), cond
+            )
+            total = total + (prediction.float() - truth).square().mean()
     return float(total) / (len(TIMES) * len(pictures))
 
 
-def balance(share_at: Callable[[float], float], target: float) -> Balanced:
+def find_angle(share_at: Callable[[float], float], target: float) -> AngleSearch:
     """The angle at which the subject's share is ``target``.
 
     The share falls as the angle grows. From the middle the search walks in strides until the target
@@ -97,5 +94,5 @@ def balance(share_at: Callable[[float], float], target: float) -> Balanced:
         if len(measured) > 1:
             (near, near_share), (far, far_share) = measured[-2:]
             part = (near_share - target) / (near_share - far_share)
-            return Balanced(near + part * (far - near), target, tuple(measured))
-    return Balanced(*measured[-1], tuple(measured))
+            return AngleSearch(near + part * (far - near), target, tuple(measured))
+    return AngleSearch(*measured[-1], tuple(measured))

@@ -1,4 +1,4 @@
-"""The objective: equation 5 of the paper, and the normalisation of its terms.
+"""The objective: the terms of equation 5 (arXiv 2311.13600), and their normalisation.
 
 Equation 5 adds two errors and a similarity. Taken to the letter, the similarity of 1.5
 million coefficients outweighs the errors, and all of them sink towards zero together. The
@@ -18,13 +18,13 @@ from ..config import Objective
 from .coefficients import MergerCoefficients
 
 
-def effect(teacher: Tensor, base: Tensor) -> Tensor:
+def effect(prediction: Tensor, base: Tensor) -> Tensor:
     """What a LoRA does to the prediction: mean squared difference per sample, (batch,)."""
-    return (_wide(teacher) - _wide(base)).square().flatten(1).mean(1)
+    return (_wide(prediction) - _wide(base)).square().flatten(1).mean(1)
 
 
 def relative_error(prediction: Tensor, target: Tensor, scale: Tensor) -> Tensor:
-    """Squared error as a share of the LoRA's own effect: 0 = perfect, 1 = no LoRA at all.
+    """The default's error, |prediction - target|^2 / |LoRA's prediction - base's|^2: 0 = perfect, 1 = no LoRA at all.
 
     Args:
         prediction: (batch, channels, height, width), the merge's.

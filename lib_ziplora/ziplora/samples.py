@@ -1,14 +1,13 @@
-"""What the merge learns from: (x_t, t, conditioning, the LoRA's own output).
+"""Target samples: (x_t, t, conditioning, the LoRA's own prediction), from sampling trajectories or noised images.
 
-A LoRA that draws its own sampling trajectory gives such a sample at every step of it, so
-no training images are needed; reference images give them by adding noise. Teachers'
-outputs do not depend on the coefficients: each is computed once and kept.
+A LoRA that draws its own trajectory gives a sample at every step of it, so no training images are needed. The
+predictions do not depend on the coefficients: each is computed once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -26,7 +25,7 @@ class Samples:
         x_t: (n, channels, height, width), fp32, variance preserving.
         t: (n,), long.
         cond: n rows.
-        target: the teacher's output for them, same shape as ``x_t``, fp32.
+        target: the LoRA's own prediction for them, same shape as ``x_t``, fp32.
         scale: (n,), the LoRA's effect on the prediction (mean squared), positive.
     """
 
@@ -43,8 +42,24 @@ class Samples:
         return Samples(self.x_t[rows], self.t[rows], self.cond[rows], self.target[rows], self.scale[rows])
 
 
-Predictor = Callable[[Tensor, Tensor, Conditioning], Tensor]
-"""(x_t, t, cond) -> prediction; raises to stop the run."""
+@dataclass(frozen=True)
+class Trajectory:
+    """What a model predicts on its way from noise to a picture: x_t (n, c, h, w), t (n,), prediction like x_t."""
+
+    x_t: Tensor
+    t: Tensor
+    prediction: Tensor
+
+    def __getitem__(self, rows: slice) -> Trajectory:
+        return Trajectory(self.x_t[rows], self.t[rows], self.prediction[rows])
+
+    @staticmethod
+    def cat(parts: Sequence[Trajectory]) -> Trajectory:
+        """Several trajectories, one after the other."""
+        x_t, t, prediction = (
+            torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Trajectory)
+        )
+        return Trajectory(x_t, t, prediction)
 
 
 def stratified_timesteps(count: int, total: int, generator: torch.Generator) -> Tensor:
@@ -68,108 +83,88 @@ def clean_and_noise(
     return signal * x_t - sigma * prediction, signal * prediction + sigma * x_t
 
 
-def trajectory(
-    denoiser: Denoiser,
-    predict: Predictor,
-    cond: Conditioning,
-    uncond: Conditioning | None,
-    *,
-    shape: tuple[int, int],
-    steps: int,
-    guidance_scale: float,
-    generator: torch.Generator,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw one picture by DDIM and keep what the UNet saw and said on the way.
+@dataclass(frozen=True)
+class Sampler:
+    """DDIM with classifier-free guidance (Song et al., arXiv 2010.02502; Ho and Salimans, arXiv 2207.12598).
 
-    Args:
-        denoiser: for its noise schedule and device.
-        predict: the UNet with the LoRA attached.
-        cond: one row, the prompt.
-        uncond: one row, or None for no guidance (then ``guidance_scale`` is not used).
+    Attributes:
+        denoiser: the model, with whatever LoRA is on it.
         shape: (height, width) of the latents.
-        steps: denoising steps, at jittered timesteps.
-        guidance_scale: classifier-free guidance.
-        generator: on the CPU; the same seed gives the same trajectory.
-
-    Returns:
-        x_t (steps, channels, h, w), t (steps,), conditional predictions like x_t.
+        guidance_scale: not used where there is no ``uncond``.
     """
-    timesteps = stratified_timesteps(steps, len(denoiser.alphas_cumprod), generator)
-    noise = _noise(denoiser, shape, generator)
-    guided = steps - 1  # the last step's direction leads to nothing that is kept
-    seen, said, _ = _denoised(denoiser, predict, noise, timesteps, cond, uncond, guidance_scale, guided)
-    return torch.cat(seen), timesteps.to(denoiser.device), torch.cat(said)
 
+    denoiser: Denoiser
+    shape: tuple[int, int]
+    guidance_scale: float
 
-def picture(
-    denoiser: Denoiser,
-    predict: Predictor,
-    cond: Conditioning,
-    uncond: Conditioning | None,
-    *,
-    shape: tuple[int, int],
-    steps: int,
-    guidance_scale: float,
-    generator: torch.Generator,
-) -> Tensor:
-    """Draw one picture by DDIM, at evenly spaced timesteps; the arguments are those of ``trajectory``.
+    def trajectory(
+        self, cond: Conditioning, uncond: Conditioning | None, steps: int, seed: int
+    ) -> Trajectory:
+        """The conditional predictions on the way to one picture, at jittered timesteps.
 
-    Returns:
-        Its latents x_0, (1, channels, h, w).
-    """
-    total = len(denoiser.alphas_cumprod)
-    timesteps = ((torch.arange(steps, 0, -1) - 0.25) * (total / steps)).long()
-    noise = _noise(denoiser, shape, generator)
-    return _denoised(denoiser, predict, noise, timesteps, cond, uncond, guidance_scale, steps)[2]
+        Args:
+            cond: one row, the prompt.
+            uncond: one row, or None for no guidance.
+            steps: denoising steps.
+            seed: the same one gives the same trajectory.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        timesteps = stratified_timesteps(steps, len(self.denoiser.alphas_cumprod), generator)
+        guided = steps - 1  # the last step's direction leads to nothing that is kept
+        return self._ddim(self._noise(generator), timesteps, cond, uncond, guided)[0]
 
+    def picture(self, cond: Conditioning, uncond: Conditioning | None, steps: int, seed: int) -> Tensor:
+        """One picture's latents x_0, (1, channels, h, w), drawn at evenly spaced timesteps; else as ``trajectory``."""
+        generator = torch.Generator().manual_seed(seed)
+        total = len(self.denoiser.alphas_cumprod)
+        timesteps = ((torch.arange(steps, 0, -1) - 0.25) * (total / steps)).long()
+        return self._ddim(self._noise(generator), timesteps, cond, uncond, steps)[1]
 
-def _noise(denoiser: Denoiser, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
-    return torch.randn(1, denoiser.latent_channels, *shape, generator=generator).to(denoiser.device)
+    def _noise(self, generator: torch.Generator) -> Tensor:
+        noise = torch.randn(1, self.denoiser.latent_channels, *self.shape, generator=generator)
+        return noise.to(self.denoiser.device)
 
-
-def _denoised(
-    denoiser: Denoiser,
-    predict: Predictor,
-    x_t: Tensor,
-    timesteps: Tensor,
-    cond: Conditioning,
-    uncond: Conditioning | None,
-    guidance_scale: float,
-    guided_steps: int,
-) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """DDIM from noise to x_0: what the UNet saw and said at each timestep, and the picture.
-
-    Steps after the first ``guided_steps`` go without guidance.
-    """
-    device, alphas = denoiser.device, denoiser.alphas_cumprod
-    seen: list[Tensor] = []
-    said: list[Tensor] = []
-    for index, t in enumerate(timesteps.tolist()):
-        away = uncond if index < guided_steps else None
-        out, negative = _predict_both(predict, x_t, torch.full((1,), t, device=device), cond, away)
-        seen.append(x_t)
-        said.append(out)
-        guided = out if negative is None else negative + guidance_scale * (out - negative)
-        x_0, noise = clean_and_noise(guided, x_t, alphas[t].to(device), denoiser.prediction_type)
-        last = index + 1 == len(timesteps)
-        following = torch.ones((), device=device) if last else alphas[timesteps[index + 1]].to(device)
-        x_t = following.sqrt() * x_0 + (1 - following).sqrt() * noise
-    return seen, said, x_t
+    def _ddim(
+        self,
+        x_t: Tensor,
+        timesteps: Tensor,
+        cond: Conditioning,
+        uncond: Conditioning | None,
+        guided_steps: int,
+    ) -> tuple[Trajectory, Tensor]:
+        """The trajectory from noise x_t, and its x_0; steps after the first ``guided_steps`` go without guidance."""
+        device, alphas = self.denoiser.device, self.denoiser.alphas_cumprod
+        inputs: list[Tensor] = []
+        predictions: list[Tensor] = []
+        for index, t in enumerate(timesteps.tolist()):
+            negative = uncond if index < guided_steps else None
+            rows = torch.full((1,), t, device=device)
+            prediction, unconditional = _predict_both(self.denoiser, x_t, rows, cond, negative)
+            inputs.append(x_t)
+            predictions.append(prediction)
+            guided = prediction
+            if unconditional is not None:
+                guided = unconditional + self.guidance_scale * (prediction - unconditional)
+            x_0, noise = clean_and_noise(guided, x_t, alphas[t].to(device), self.denoiser.prediction_type)
+            last = index + 1 == len(timesteps)
+            following = torch.ones((), device=device) if last else alphas[timesteps[index + 1]].to(device)
+            x_t = following.sqrt() * x_0 + (1 - following).sqrt() * noise
+        return Trajectory(torch.cat(inputs), timesteps.to(device), torch.cat(predictions)), x_t
 
 
 def _predict_both(
-    predict: Predictor, x_t: Tensor, t: Tensor, cond: Conditioning, uncond: Conditioning | None
+    denoiser: Denoiser, x_t: Tensor, t: Tensor, cond: Conditioning, uncond: Conditioning | None
 ) -> tuple[Tensor, Tensor | None]:
     """Predictions under ``cond`` and, where there is one, ``uncond``, in one batch where that is possible.
 
     A longer ``uncond`` goes by itself: ``cond`` must not be padded to its length, because the
-    student will see ``cond`` as it is.
+    merge will see ``cond`` as it is.
     """
     if uncond is None:
-        return predict(x_t, t, cond).float(), None
+        return denoiser.predict(x_t, t, cond).float(), None
     if uncond.context.shape[1] > cond.context.shape[1]:
-        return predict(x_t, t, cond).float(), predict(x_t, t, uncond).float()
-    out = predict(x_t.expand(2, -1, -1, -1), t.expand(2), Conditioning.cat([cond, uncond])).float()
+        return denoiser.predict(x_t, t, cond).float(), denoiser.predict(x_t, t, uncond).float()
+    out = denoiser.predict(x_t.expand(2, -1, -1, -1), t.expand(2), Conditioning.cat([cond, uncond])).float()
     return out[:1], out[1:]
 
 
@@ -184,29 +179,33 @@ def noised(
     return alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * noise, t.to(denoiser.device)
 
 
-def predict_each(predict: Predictor, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+def predict_each(denoiser: Denoiser, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
     """Predictions for many samples, one at a time (so that memory stays that of one)."""
-    rows = [predict(x_t[i : i + 1], t[i : i + 1], cond) for i in range(len(t))]
+    rows = [denoiser.predict(x_t[i : i + 1], t[i : i + 1], cond) for i in range(len(t))]
     return torch.cat(rows).float()
 
 
-def assemble(x_t: Tensor, t: Tensor, cond: Conditioning, target: Tensor, base: Tensor) -> Samples:
-    """Samples with their scale: what the LoRA does to each prediction.
+def with_measured_scale(trajectory: Trajectory, cond: Conditioning, base: Tensor) -> Samples:
+    """Samples whose scale is the LoRA's effect on each of the base's predictions.
 
-    The scale has a floor at a thousandth of the batch's mean, for timesteps at which the
-    LoRA does nothing.
+    The scale has a floor at a thousandth of the batch's mean, for timesteps at which the LoRA does nothing.
     """
-    scale = effect(target, base)
+    scale = effect(trajectory.prediction, base)
     floor = scale.mean().clamp(min=torch.finfo(torch.float32).tiny) * 1e-3
-    return Samples(x_t, t, cond.expand(len(t)), target, torch.maximum(scale, floor))
+    return _samples(trajectory, cond, torch.maximum(scale, floor))
 
 
-def scaled_like(x_t: Tensor, t: Tensor, cond: Conditioning, target: Tensor, measured: Samples) -> Samples:
+def with_scale_of(trajectory: Trajectory, cond: Conditioning, measured: Samples) -> Samples:
     """Samples whose scale is read off those of the same LoRA that were measured against the base.
 
     A LoRA's effect varies with the timestep far more than from picture to picture.
     """
-    return Samples(x_t, t, cond.expand(len(t)), target, effect_at(t, measured.t, measured.scale))
+    return _samples(trajectory, cond, effect_at(trajectory.t, measured.t, measured.scale))
+
+
+def _samples(trajectory: Trajectory, cond: Conditioning, scale: Tensor) -> Samples:
+    rows = cond.expand(len(trajectory.t))
+    return Samples(trajectory.x_t, trajectory.t, rows, trajectory.prediction, scale)
 
 
 def effect_at(t: Tensor, measured_t: Tensor, effects: Tensor) -> Tensor:

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks import lessons, precision
-from benchmarks.lessons import Desk, Lessons
+from benchmarks.lessons import Desk
 from benchmarks.methods import Pair
+from lib_ziplora.training.target_samples import TrainingData
 
 PAIR = Pair("turtle", "fluent-emoji")
 SETTINGS = dataclasses.replace(
@@ -24,18 +25,18 @@ LARGEST = torch.finfo(torch.float16).max
 
 
 @pytest.fixture(scope="module")
-def given() -> Lessons:
+def given() -> TrainingData:
     return precision.lessons_of(PAIR, SETTINGS)
 
 
 @pytest.fixture(scope="module")
-def exact(given: Lessons) -> precision.Learnt:
+def exact(given: TrainingData) -> precision.Learnt:
     return precision.learnt(PAIR, "fp32", SETTINGS, given)
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 def test_half_precision_learns_the_coefficients_of_fp32(
-    given: Lessons, exact: precision.Learnt, dtype: str
+    given: TrainingData, exact: precision.Learnt, dtype: str
 ) -> None:
     found = precision.learnt(PAIR, dtype, SETTINGS, given)
     assert found.skipped == exact.skipped == 0
@@ -69,7 +70,7 @@ def overflowing_attention(at: Desk, factor: float) -> Iterator[None]:
 
 
 @torch.no_grad()
-def largest_scores(at: Desk, given: Lessons) -> list[float]:
+def largest_scores(at: Desk, given: TrainingData) -> list[float]:
     """Each sample's largest unscaled attention score, in rising order."""
     found: list[float] = []
     kept = F.scaled_dot_product_attention
@@ -91,15 +92,16 @@ def largest_scores(at: Desk, given: Lessons) -> list[float]:
     return sorted(found)
 
 
-def test_attention_that_overflows_on_some_samples_leaves_numbers_and_is_counted(given: Lessons) -> None:
+def test_attention_that_overflows_on_some_samples_leaves_numbers_and_is_counted(given: TrainingData) -> None:
     with lessons.desk(PAIR) as at:
-        scores = largest_scores(at, dataclasses.replace(given, both=None))
+        scores = largest_scores(at, dataclasses.replace(given, terms=given.terms[:2]))
         factor = 2 * LARGEST / (scores[-3] + scores[-4])
         at.denoiser.dtype = torch.float16  # what the loss scale goes by; the arithmetic stays that of fp32
         at.denoiser.predict = in_fp32(at)
         with overflowing_attention(at, factor):
             plain = dataclasses.replace(SETTINGS, combined_weight=0.0)
-            coefficients, result = lessons.learn(at, dataclasses.replace(given, both=None), plain, at.ones())
+            pair = dataclasses.replace(given, terms=given.terms[:2])
+            coefficients, result = lessons.learn(at, pair, plain, at.ones())
     values = lessons.flat(coefficients)
     assert 0 < result.skipped < len(result.updates)
     assert any(not all(map(math.isfinite, update.errors)) for update in result.updates), (

@@ -19,9 +19,9 @@ SETTINGS = dataclasses.replace(
 def test_both_learn_the_same_coefficients_from_the_same_samples(objective: str) -> None:
     settings = dataclasses.replace(SETTINGS, objective=objective)
     with lessons.desk(Pair("turtle", "fluent-emoji")) as at:
-        taught = lessons.draw(at, settings)
+        data = lessons.draw(at, settings)
         before = [weight.clone() for weight in at.denoiser.unet.parameters()]
-        one = speed.one_round(at, taught, settings)
+        one = speed.one_round(at, data, settings)
         assert all(torch.equal(a, b) for a, b in zip(before, at.denoiser.unet.parameters(), strict=True))
         assert not any("forward" in module.__dict__ for module in at.modules.values())
     assert one.mean_apart < 1e-5 < 1e-2 < one.travel

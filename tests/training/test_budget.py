@@ -15,7 +15,7 @@ from lib_ziplora.pipeline.merge import run
 from lib_ziplora.pipeline.preflight import preflight
 from lib_ziplora.progress import combined_units, lora_units
 from lib_ziplora.training import memory
-from lib_ziplora.training.footprint import estimate_memory
+from lib_ziplora.training.memory import estimate_memory
 from lib_ziplora.ziplora.memory import Plan, plans
 
 from ..support.small_merges import pico_host, request

@@ -49,7 +49,7 @@ def run(host, **settings):
 
 def needs(host, asked):
     layers = [memory_layers(host, name) for name in ("dog", "ink")]
-    return memory._needs(layers, asked.settings, host.denoiser, plans("auto", "auto"))
+    return memory.predicted_needs(layers, asked.settings, host.denoiser, plans("auto", "auto"))
 
 
 def memory_layers(host, name):

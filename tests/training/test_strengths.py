@@ -1,4 +1,4 @@
-"""The balanced strengths in whole merges: what the file holds, what the term holds to, and when there is none."""
+"""Searched strengths in whole merges: what the file and the combined term hold, and when there are none."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lib_ziplora.errors import ConfigError
 from lib_ziplora.lora.io.read import read_lora
 from lib_ziplora.pipeline.merge import run
 from lib_ziplora.pipeline.prepare import prepare
-from lib_ziplora.training import strengths as balancing
+from lib_ziplora.training.strengths import StrengthSearch
 
 from ..support.small_merges import merged, pico_host, request
 from .test_combined_prompt import learnt
@@ -34,9 +34,9 @@ def shares(monkeypatch, at):
     def gap(self, pictures):
         return {"subject": 1.0, "style": 0.0}.get(pictures) if pictures != "together" else at(told)
 
-    monkeypatch.setattr(balancing.Scales, "_own", lambda self, role: role)
-    monkeypatch.setattr(balancing.Scales, "_together", together)
-    monkeypatch.setattr(balancing.Scales, "_gap", gap)
+    monkeypatch.setattr(StrengthSearch, "pictures_of", lambda self, role: role)
+    monkeypatch.setattr(StrengthSearch, "combined_pictures", together)
+    monkeypatch.setattr(StrengthSearch, "log_likelihood_ratio", gap)
 
 
 def test_the_balanced_file_is_the_plain_sum_at_the_strengths_that_the_report_tells(host, monkeypatch):
@@ -105,8 +105,8 @@ def test_several_of_one_role_share_its_strength(host, monkeypatch):
     (host.folder / "wash.safetensors").write_bytes((host.folder / "ink.safetensors").read_bytes())
     asked = prepare(MergeRequest(loras, "x", settings=request(method="balanced").settings), host).request
     assert "ink" in asked.settings.combined_prompt and "wash" in asked.settings.combined_prompt
-    scales = balancing.Scales(None, {}, [], ["subject", "style", "style"], None, asked.settings)
-    strengths = scales._strengths(0.6, 0.8)
+    search = StrengthSearch(None, {}, [], ["subject", "style", "style"], None, None, asked.settings)
+    strengths = search.by_role(0.6, 0.8)
     assert strengths[0] == pytest.approx(0.6) and strengths[1] == strengths[2]
     assert sum(value**2 for value in strengths) == pytest.approx(1)
 

@@ -9,7 +9,13 @@ from torch import nn
 from lib_ziplora.lora.layer import LoraLayer
 from lib_ziplora.ziplora import closed_form as analytic
 from lib_ziplora.ziplora import train as loop
-from lib_ziplora.ziplora.closed_form import Answer, each_alone, input_columns, recorded, solve
+from lib_ziplora.ziplora.closed_form import (
+    LayerTarget,
+    input_rows,
+    recorded_inputs,
+    single_lora_targets,
+    solve,
+)
 from lib_ziplora.ziplora.coefficients import MergerCoefficients
 from lib_ziplora.ziplora.hooks import adapters, lora_hooks
 
@@ -34,7 +40,7 @@ def test_kept_columns_times_the_weight_are_the_modules_output(module):
     )
     output = module(x)
     expected = output[0] if isinstance(module, nn.Linear) else output[0].flatten(1).T
-    columns = input_columns(module, x)
+    columns = input_rows(module, x)
     torch.testing.assert_close(
         columns @ module.weight.detach().flatten(1).T, expected.detach(), rtol=1e-4, atol=1e-5
     )
@@ -43,7 +49,7 @@ def test_kept_columns_times_the_weight_are_the_modules_output(module):
 def test_recording_keeps_the_first_samples_columns_and_leaves_no_hook():
     denoiser = PicoDenoiser()
     modules = denoiser.modules()
-    with recorded(modules, 4, torch.Generator().manual_seed(0)) as kept, torch.no_grad():
+    with recorded_inputs(modules, 4, torch.Generator().manual_seed(0)) as kept, torch.no_grad():
         for _ in range(3):
             denoiser.predict(torch.randn(2, 4, 8, 8), torch.tensor([5, 6]), conditioning(2))
     for name, module in modules.items():
@@ -101,22 +107,22 @@ def test_the_solution_is_the_least_squares_solution(present, kernel):
     strengths, weights, start = [(1.0, 0.0), (0.0, 1.0), (0.9, 0.4)], [1.0, 1.0, 5.0], (0.9, 0.4)
     coefficients = MergerCoefficients.ones([{"a": layer} if layer else {} for layer in layers])
     coefficients.start_at(start)
-    answers = [
-        Answer({"a": [part]}, row, weight)
+    targets = [
+        LayerTarget({"a": [part]}, row, weight)
         for part, row, weight in zip(inputs, strengths, weights, strict=True)
     ]
-    solve(coefficients, answers, iterations=200, ridge=0.05)
+    solve(coefficients, targets, iterations=200, ridge=0.05)
     expected = dense_solution(layers, inputs, 0.05, strengths, weights, start)
     torch.testing.assert_close(coefficients.layers["a"].m.detach(), expected, rtol=1e-3, atol=1e-3)
     if all(present):
         assert (coefficients.layers["a"].m - torch.tensor(start)[:, None]).abs().max() > 0.1
 
 
-def test_each_alone_asks_for_every_lora_by_itself():
-    answers = each_alone([{"a": []}, {"b": []}, {"c": []}])
-    assert [answer.strengths for answer in answers] == [(1, 0, 0), (0, 1, 0), (0, 0, 1)]
-    assert [list(answer.recording) for answer in answers] == [["a"], ["b"], ["c"]]
-    assert {answer.weight for answer in answers} == {1.0}
+def test_single_lora_targets_ask_for_every_lora_by_itself():
+    targets = single_lora_targets([{"a": []}, {"b": []}, {"c": []}])
+    assert [target.strengths for target in targets] == [(1, 0, 0), (0, 1, 0), (0, 0, 1)]
+    assert [list(target.inputs) for target in targets] == [["a"], ["b"], ["c"]]
+    assert {target.weight for target in targets} == {1.0}
 
 
 def test_columns_that_no_input_uses_stay_at_one():
@@ -124,7 +130,7 @@ def test_columns_that_no_input_uses_stay_at_one():
     x = torch.randn(30, 4)
     x[:, 2] = 0
     coefficients = MergerCoefficients.ones([{"a": layer} for layer in layers])
-    solve(coefficients, each_alone([{"a": [x]}, {"a": [x]}]))
+    solve(coefficients, single_lora_targets([{"a": [x]}, {"a": [x]}]))
     m = coefficients.layers["a"].m
     assert (m[:, 2] == 1).all() and (m[:, [0, 1, 3]] != 1).all()
 
@@ -132,7 +138,7 @@ def test_columns_that_no_input_uses_stay_at_one():
 def test_a_lora_without_effect_changes_nothing_and_makes_no_nan():
     silent = LoraLayer("a", torch.randn(2, 4), torch.zeros(5, 2), 2.0)
     coefficients = MergerCoefficients.ones([{"a": silent}, {"a": silent}])
-    solve(coefficients, each_alone([{"a": [torch.randn(9, 4)]}] * 2))
+    solve(coefficients, single_lora_targets([{"a": [torch.randn(9, 4)]}] * 2))
     assert (coefficients.layers["a"].m == 1).all()
 
 
@@ -147,13 +153,13 @@ def test_the_objective_falls_on_samples_that_were_not_recorded():
         with (
             torch.no_grad(),
             lora_hooks(denoiser.modules(), factors),
-            recorded(denoiser.modules(), 16, generator) as kept,
+            recorded_inputs(denoiser.modules(), 16, generator) as kept,
         ):
             for row in range(len(samples)):
                 part = samples[row : row + 1]
                 denoiser.predict(part.x_t, part.t, part.cond)
         recordings.append(kept)
-    solve(coefficients, each_alone(recordings))
+    solve(coefficients, single_lora_targets(recordings))
     after = loop.evaluate(denoiser, denoiser.modules(), coefficients, heldout)
     assert after < 0.8 * before
 
@@ -181,7 +187,7 @@ def test_layers_that_are_solved_side_by_side_are_solved_as_each_by_itself(monkey
         coefficients = MergerCoefficients.ones([{n: made[n][0][k] for n in names} for k in range(2)])
         batches = []
         recordings = [{n: [made[n][1][k]] for n in names} for k in range(2)]
-        solve(coefficients, each_alone(recordings), on_batch=lambda: batches.append(1))
+        solve(coefficients, single_lora_targets(recordings), on_batch=lambda: batches.append(1))
         return {n: layer.m.detach() for n, layer in coefficients.layers.items()}, len(batches)
 
     together, batches = solved(shapes)
@@ -203,7 +209,7 @@ def test_solving_can_be_interrupted_between_batches():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        solve(coefficients, each_alone([{"a": [x]} for x in inputs]), on_batch=stop)
+        solve(coefficients, single_lora_targets([{"a": [x]} for x in inputs]), on_batch=stop)
     assert (coefficients.layers["a"].m == 1).all()
 
 
@@ -218,6 +224,6 @@ def test_going_on_after_the_solution_is_exact_changes_nothing(seed):
     found = []
     for iterations in (24, 400):
         coefficients = MergerCoefficients.ones([{"a": layer} for layer in layers])
-        solve(coefficients, each_alone(inputs), iterations=iterations)
+        solve(coefficients, single_lora_targets(inputs), iterations=iterations)
         found.append(coefficients.layers["a"].m.detach().clone())
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Balancing: errors tell who drew a picture, and the search ends where the share is the wanted one."""
+"""Denoising errors tell who drew a picture, and the search for strengths ends at the share that is wanted."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 
 from lib_ziplora.ziplora.coefficients import MergerCoefficients
 from lib_ziplora.ziplora.hooks import adapters, lora_hooks
-from lib_ziplora.ziplora.likelihood import HIGHEST, LOWEST, MIDDLE, balance, denoising_error
-from lib_ziplora.ziplora.samples import picture
+from lib_ziplora.ziplora.likelihood import HIGHEST, LOWEST, MIDDLE, denoising_error, find_angle
+from lib_ziplora.ziplora.samples import Sampler
 
 from ..support.pico import PicoDenoiser, conditioning
 from .test_train import world
@@ -23,7 +23,7 @@ def schedule(kind="epsilon"):
 
 
 def knowing(denoiser, x_0, off=0.0):
-    """A model that knows the picture; its predictions are wrong by ``off`` everywhere."""
+    """The model, made to know the picture; its predictions are wrong by ``off`` everywhere."""
 
     def predict(x_t, t, cond):
         alpha = denoiser.alphas_cumprod[t].reshape(-1, 1, 1, 1)
@@ -32,14 +32,15 @@ def knowing(denoiser, x_0, off=0.0):
             return noise + off
         return alpha.sqrt() * noise - (1 - alpha).sqrt() * x_0 + off
 
-    return predict
+    denoiser.predict = predict
+    return denoiser
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 def test_the_error_is_the_mean_square_that_the_model_is_wrong_by(kind):
     denoiser, x_0 = schedule(kind), torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    assert denoising_error(denoiser, knowing(denoiser, x_0), [x_0], conditioning(1, 1)) < 1e-9
-    wrong = denoising_error(denoiser, knowing(denoiser, x_0, off=0.5), [x_0, x_0], conditioning(1, 1))
+    assert denoising_error(knowing(denoiser, x_0), [x_0], conditioning(1, 1)) < 1e-9
+    wrong = denoising_error(knowing(denoiser, x_0, off=0.5), [x_0, x_0], conditioning(1, 1))
     assert wrong == pytest.approx(0.25, rel=1e-3)
 
 
@@ -50,9 +51,9 @@ def test_two_models_see_the_same_noise():
         seen.append(x_t)
         return x_t
 
-    x_0 = torch.zeros(1, 4, 8, 8)
+    x_0, denoiser.predict = torch.zeros(1, 4, 8, 8), predict
     for _ in range(2):
-        denoising_error(denoiser, predict, [x_0, x_0], conditioning(1, 1))
+        denoising_error(denoiser, [x_0, x_0], conditioning(1, 1))
     first, second = seen[: len(seen) // 2], seen[len(seen) // 2 :]
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert len({float(x.sum()) for x in first}) == len(first), "every picture and time has noise of its own"
@@ -62,16 +63,7 @@ def test_two_models_see_the_same_noise():
 @pytest.mark.parametrize("steps", [1, 4, 7])
 def test_a_model_that_knows_the_picture_draws_it(kind, steps):
     denoiser, x_0 = schedule(kind), torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2))
-    drawn = picture(
-        denoiser,
-        knowing(denoiser, x_0),
-        conditioning(1, 1),
-        None,
-        shape=(8, 8),
-        steps=steps,
-        guidance_scale=1.0,
-        generator=torch.Generator().manual_seed(0),
-    )
+    drawn = Sampler(knowing(denoiser, x_0), (8, 8), 1.0).picture(conditioning(1, 1), None, steps, 0)
     torch.testing.assert_close(drawn, x_0, rtol=1e-3, atol=1e-3)
 
 
@@ -79,7 +71,7 @@ def test_a_model_that_knows_the_picture_draws_it(kind, steps):
 @pytest.mark.parametrize("target", [0.3, 0.5, 0.65])
 def test_on_a_straight_line_the_angle_is_exact(slope, target):
     angle = MIDDLE + (0.5 - target) / slope
-    found = balance(lambda at: 0.5 - slope * (at - MIDDLE), target)
+    found = find_angle(lambda at: 0.5 - slope * (at - MIDDLE), target)
     if LOWEST <= angle <= HIGHEST:
         assert found.angle == pytest.approx(angle) and found.share == pytest.approx(target)
     assert found.subject**2 + found.style**2 == pytest.approx(1)
@@ -88,7 +80,7 @@ def test_on_a_straight_line_the_angle_is_exact(slope, target):
 
 @pytest.mark.parametrize(("share", "end"), [(1.0, HIGHEST), (0.0, LOWEST)])
 def test_where_one_always_prevails_the_search_ends_and_says_so(share, end):
-    found = balance(lambda angle: share, 0.3)
+    found = find_angle(lambda angle: share, 0.3)
     assert (found.angle, found.share) == (end, share)
     assert [angle for angle, _ in found.measured] == [45.0, *([60.0, 75.0] if share else [30.0, 15.0])]
 
@@ -100,7 +92,7 @@ def test_a_strong_style_makes_the_search_go_to_the_subject():
         asked.append(angle)
         return 1 / (1 + math.exp((angle - 35) / 5))
 
-    found = balance(share_at, 0.3)
+    found = find_angle(share_at, 0.3)
     assert asked == [45.0, 30.0] and 30 < found.angle < 45 and found.subject > found.style
 
 
@@ -137,5 +129,6 @@ def test_the_pico_denoiser_denoises_its_own_noise_no_better_than_chance():
     """The measure has the scale of the noise: a model that says nothing is wrong by its variance."""
     denoiser = PicoDenoiser()
     x_0 = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(5))
-    silent = denoising_error(denoiser, lambda x, t, c: torch.zeros_like(x), [x_0] * 4, conditioning(1, 1))
+    denoiser.predict = lambda x, t, c: torch.zeros_like(x)
+    silent = denoising_error(denoiser, [x_0] * 4, conditioning(1, 1))
     assert silent == pytest.approx(1.0, abs=0.1)

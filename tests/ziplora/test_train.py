@@ -21,7 +21,7 @@ from lib_ziplora.ziplora.objective import (
     similarity_sum,
     similarity_term,
 )
-from lib_ziplora.ziplora.samples import Samples, assemble, noised, predict_each, trajectory
+from lib_ziplora.ziplora.samples import Sampler, Trajectory, noised, predict_each, with_measured_scale
 from lib_ziplora.ziplora.train import Draw, Term, backward
 
 from ..support.pico import PicoDenoiser, conditioning, random_lora
@@ -44,9 +44,9 @@ def world(strength: float = 1.5, count: int = 12):
         with torch.no_grad():
             factors = adapters(layers, "cpu", torch.float32)
             with lora_hooks(denoiser.modules(), factors):
-                target = predict_each(denoiser.predict, x_t, t, cond)
-            base = predict_each(denoiser.predict, x_t, t, cond)
-        samples = assemble(x_t, t, cond, target, base)
+                target = predict_each(denoiser, x_t, t, cond)
+            base = predict_each(denoiser, x_t, t, cond)
+        samples = with_measured_scale(Trajectory(x_t, t, target), cond, base)
         train.append(samples[0::3])
         heldout.append(samples[1::3])
     return denoiser, concepts, train, heldout
@@ -260,21 +260,14 @@ def test_a_trajectory_keeps_what_the_unet_saw_and_repeats_with_its_seed():
 
     def draw(seed, guidance):
         with torch.no_grad():
-            return trajectory(
-                denoiser,
-                denoiser.predict,
-                cond,
-                uncond if guidance > 1 else None,
-                shape=(8, 8),
-                steps=6,
-                guidance_scale=guidance,
-                generator=torch.Generator().manual_seed(seed),
-            )
+            uncond_row = uncond if guidance > 1 else None
+            drawn = Sampler(denoiser, (8, 8), guidance).trajectory(cond, uncond_row, 6, seed)
+            return drawn.x_t, drawn.t, drawn.prediction
 
     x_t, t, target = draw(0, 3.0)
     assert x_t.shape == target.shape == (6, 4, 8, 8) and (t[:-1] > t[1:]).all()
     with torch.no_grad():
-        torch.testing.assert_close(predict_each(denoiser.predict, x_t, t, cond), target, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(predict_each(denoiser, x_t, t, cond), target, rtol=1e-4, atol=1e-5)
     assert all(torch.equal(a, b) for a, b in zip(draw(0, 3.0), (x_t, t, target), strict=True))
     assert not torch.equal(draw(1, 3.0)[0], x_t)
     assert not torch.equal(draw(0, 1.0)[0][1:], x_t[1:])
@@ -291,19 +284,11 @@ def test_ddim_with_a_perfect_prediction_ends_at_the_picture(kind):
         noise = (x_t - alpha.sqrt() * picture) / (1 - alpha).sqrt()
         return noise if kind == "epsilon" else alpha.sqrt() * noise - (1 - alpha).sqrt() * picture
 
-    x_t, t, _ = trajectory(
-        denoiser,
-        oracle,
-        conditioning(1),
-        None,
-        shape=(8, 8),
-        steps=5,
-        guidance_scale=1.0,
-        generator=torch.Generator().manual_seed(0),
-    )
+    denoiser.predict = oracle
+    drawn = Sampler(denoiser, (8, 8), 1.0).trajectory(conditioning(1), None, 5, 0)
+    x_t, t = drawn.x_t, drawn.t
     alpha = denoiser.alphas_cumprod[t[-1]]
     first = denoiser.alphas_cumprod[t[0]]
     noise = (x_t[:1] - first.sqrt() * picture) / (1 - first).sqrt()
     expected = alpha.sqrt() * picture + (1 - alpha).sqrt() * noise
     torch.testing.assert_close(x_t[-1:], expected, rtol=1e-3, atol=1e-4)
-    assert isinstance(assemble(x_t, t, conditioning(1), x_t, x_t * 0), Samples)
