@@ -242,7 +242,7 @@ class MergeSettings:
 
     @staticmethod
     def translated(given: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What was given, in today's words: a balance of 0 alone is a switch turned off, as it was before there was one."""
+        """What was given, in today's words: a balance of 0 alone is ``auto_balance`` off, as before there was one."""
         return {"auto_balance": False, **given} if given.get("balance") == 0 else given
 
     def __post_init__(self) -> None:

@@ -189,8 +189,8 @@ def _resolve_prompts(found: Examination, host: Host) -> None:
     if settings.needs.combined_prompt == "required" and not settings.combined_prompt.strip():
         found.problems.append(
             ConfigError(
-                f"The method {settings.method} needs a prompt for both together, and none can be made of the LoRAs' own. "
-                "Write one, with the trigger words of all of them."
+                f"The method {settings.method} needs a prompt for both together, and none can be made of the LoRAs' "
+                "own. Write one, with the trigger words of all of them."
             )
         )
     found.request = dataclasses.replace(request, loras=tuple(loras), settings=settings)

@@ -28,7 +28,7 @@ def request_remarks(request: MergeRequest, headers: Sequence[LoraHeader], host: 
         kind = speed_up_lora(header.path, header.metadata)
         remarks += [speed_up_warning(header.name, kind)] if kind else []
     settings = request.settings
-    if settings.method != "direct":
+    if settings.needs.model:
         kind = _distilled(host)
         if kind:
             remarks.append(

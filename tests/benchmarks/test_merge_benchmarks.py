@@ -11,9 +11,10 @@ from PIL import Image
 
 from benchmarks import lessons, objective
 from benchmarks.methods import Pair
+from lib_ziplora.training.strengths import Strengths
 
 PAIR = Pair("turtle", "fluent-emoji")
-EVEN = (0.7, 0.7)
+EVEN = Strengths((0.7, 0.7))
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 
 from lib_ziplora import __version__, cli
 from lib_ziplora.cli.arguments import parser
+from lib_ziplora.cli.options import from_arguments
 from lib_ziplora.cli.terminal import ProgressBar
-from lib_ziplora.config import setting_defaults, setting_fields
+from lib_ziplora.config import MergeSettings, setting_defaults, setting_fields
 from lib_ziplora.hosts import Progress
 from lib_ziplora.lora.io.read import read_lora
 
@@ -63,7 +64,20 @@ def test_every_setting_is_an_option_with_range_and_default(capsys: pytest.Captur
 
 def test_options_and_settings_have_the_same_defaults() -> None:
     args = parser().parse_args(["merge", *PAIR, "-o", "x"])
-    assert {name: getattr(args, name) for name in setting_defaults()} == setting_defaults()
+    assert from_arguments(MergeSettings, args) == MergeSettings()
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--balance", "0"], (False, 0.0)),
+        (["--balance", "0", "--auto-balance"], (True, 0.0)),
+        (["--no-auto-balance"], (False, 0.3)),
+    ],
+)
+def test_a_balance_of_zero_alone_still_turns_the_search_for_strengths_off(flags, expected) -> None:
+    settings = from_arguments(MergeSettings, parser().parse_args(["merge", *PAIR, "-o", "x", *flags]))
+    assert (settings.auto_balance, settings.balance) == expected
 
 
 def test_help_shows_a_worked_example_whose_files_exist(capsys: pytest.CaptureFixture[str]) -> None:

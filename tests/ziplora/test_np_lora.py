@@ -10,7 +10,7 @@ from lib_ziplora.lora.algebra import merge_layers
 from lib_ziplora.lora.io.read import read_lora
 from lib_ziplora.lora.layer import LoraLayer
 from lib_ziplora.pipeline.merge import run
-from lib_ziplora.pipeline.reexport import ReexportRequest, reexport
+from lib_ziplora.pipeline.reexport import ReexportRequest
 from lib_ziplora.ziplora.np_lora import MU, null_space_projection
 
 from ..support.small_merges import Q, merged, pico_host, request
@@ -97,7 +97,7 @@ def expected(host, weights=(1.0, 1.0)):
 def test_a_whole_merge_holds_the_formula_and_draws_nothing(host):
     host.refusal = "no checkpoint"
     report = run(request(method="np-lora", weight=(0.8, -1.2)), host)
-    assert host.forwards == 0 and report.method == "np-lora" and report.steps == 0
+    assert host.forwards == 0 and report.method == "np-lora" and report.learnt.steps == 0
     wanted = expected(host, (0.8, -1.2))
     layers = merged(host).layers
     assert layers.keys() == wanted.keys() and Q in layers
@@ -107,7 +107,7 @@ def test_a_whole_merge_holds_the_formula_and_draws_nothing(host):
 
 def test_it_is_exported_again_with_other_strengths_and_in_parts(host):
     run(request(method="np-lora"), host)
-    reexport(ReexportRequest("merged", "again", style_weights=(0.5,), split=True), host)
+    run(ReexportRequest("merged", "again", style_weights=(0.5,), split=True), host)
     names = ("again", "again_subject", "again_style")
     whole, *parts = (read_lora(host.folder / f"{name}.safetensors").layers for name in names)
     for name, delta in expected(host, (1.0, 0.5)).items():
