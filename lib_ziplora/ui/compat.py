@@ -39,9 +39,3 @@ def queued(page: gr.Blocks) -> None:
     """Let the page's queue run several functions at once, and nobody skip it."""
     named = accepted(page.queue, default_concurrency_limit=AT_ONCE) or {"concurrency_count": AT_ONCE}
     page.queue(api_open=False, **named)
-
-
-def unsaved(component: Any) -> Any:
-    """Keep a component's value out of the WebUI's ``ui-config.json``."""
-    component.do_not_save_to_config = True
-    return component

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import gradio as gr
 
 from ..config import setting_defaults, setting_fields, settings_from
 from ..errors import ConfigError
 from .controls import control_of
+from .forms import RANDOM_SEED
 
 log = logging.getLogger(__name__)
 
@@ -22,20 +23,12 @@ SECTION = ("ziplora", "ZipLoRA")
 NOTE = "What the ZipLoRA tab begins with. Changes take effect after Reload UI."
 
 
-class Options(Protocol):
-    """What is needed of the WebUI's ``shared.opts``; its values are attributes."""
-
-    def add_option(self, key: str, info: Any) -> None:
-        """Put an option on the settings page."""
-        ...
-
-
 def option_key(name: str) -> str:
     """The key of a setting's default in the WebUI's ``config.json``."""
     return f"ziplora_{name}"
 
 
-def register(options: Options, option_info: Callable[..., Any]) -> None:
+def register(options: Any, option_info: Callable[..., Any]) -> None:
     """Put every setting's default on the settings page.
 
     Args:
@@ -52,11 +45,18 @@ def register(options: Options, option_info: Callable[..., Any]) -> None:
         options.add_option(option_key(name), info.info(option.help))
 
 
-def chosen(options: Options) -> dict[str, Any]:
-    """Field name of ``MergeSettings`` -> the user's default; ours where there is none, or an impossible one."""
+def chosen(options: Any) -> dict[str, Any]:
+    """Field name of ``MergeSettings`` -> the user's default; ours where there is none, or an impossible one.
+
+    Args:
+        options: the WebUI's ``shared.opts``, whose values are attributes.
+    """
     found = setting_defaults()
     for name, default in setting_defaults().items():
         value = getattr(options, option_key(name), default)
+        if name == "seed" and value == RANDOM_SEED:
+            found[name] = RANDOM_SEED
+            continue
         try:
             found[name] = getattr(settings_from({name: value}), name)
         except ConfigError as error:

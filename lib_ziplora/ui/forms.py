@@ -27,6 +27,8 @@ LONGEST_STEM = 160
 STRENGTHS = 6
 """Strength sliders of the panel Adjust strengths; the LoRAs of a merge beyond them stay at 1."""
 STRENGTH_VALUES = tuple(f"adjust_strength_{number}" for number in range(1, STRENGTHS + 1))
+RANDOM_SEED = -1
+"""The seed that stands for a random one, as everywhere in the WebUI."""
 PROMPT_SIGN = "|"
 """What separates a LoRA's name from its prompt in the lists of the matrix."""
 
@@ -167,8 +169,7 @@ def _settings(given: Values) -> MergeSettings:
 
 
 def _seed(value: Any) -> Any:
-    """A seed; -1 stands for a random one, as everywhere in the WebUI."""
-    return random.randrange(2**31) if value == -1 else value
+    return random.randrange(2**31) if value == RANDOM_SEED else value
 
 
 def _name(value: Any, refusal: str) -> str:

@@ -73,6 +73,8 @@ class Tab:
         self.page.locator("#ziplora_method").get_by_text(name, exact=True).click()
 
     def idle(self) -> None:
+        """Wait until no job runs and the lists are there."""
+        self.page.locator("#ziplora_catalog [data-known='1']").wait_for(state="attached", timeout=MERGE_MS)
         expect(self.page.locator("#ziplora_generate")).to_be_visible()
         expect(self.page.locator("#ziplora_interrupt")).to_be_hidden()
         expect(self.page.locator("#ziplora_skip")).to_be_hidden()

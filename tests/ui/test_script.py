@@ -109,11 +109,12 @@ def test_the_tab_begins_with_the_defaults_of_the_settings_page(
 def test_stored_defaults_are_taken_in_their_type_and_impossible_ones_left(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    options = Options(ziplora_steps=40.0, ziplora_rank="64", ziplora_precision="int8", ziplora_seed=-1)
+    options = Options(ziplora_steps=40.0, ziplora_rank="64", ziplora_precision="int8", ziplora_seed=-2)
     found = defaults.chosen(options)
     assert found == {**setting_defaults(), "steps": 40, "rank": "64"}
     assert isinstance(found["steps"], int)
     assert "precision" in caplog.text and "seed" in caplog.text
+    assert defaults.chosen(Options(ziplora_seed=-1))["seed"] == -1  # random
 
 
 def test_an_unknown_webui_gets_a_tab_that_says_so(
