@@ -22,12 +22,12 @@ from ..names import validate_name
 from . import CheckpointInfo, InstalledLora, Pen, Progress, Sampler, Session
 from ._diffusers import checkpoint as checkpoints
 from ._diffusers import draw as draw
+from ._diffusers import folders as folders
 from ._diffusers import model as model
 from ._diffusers import text as text
-from .cards import user_metadata
+from ._diffusers.folders import SUFFIX as SUFFIX
 from .offload import parked
 
-SUFFIX = ".safetensors"
 DISTILLED_STEPS = 8
 """Of a picture with a Lightning, Hyper, Turbo, LCM or DMD2 checkpoint."""
 MODEL_SUFFIXES = (SUFFIX, ".ckpt", ".pt", ".pth", ".bin")
@@ -116,23 +116,8 @@ class StandaloneHost:
         self._shapes: Mapping[str, tuple[int, ...]] | None = None
 
     def loras(self) -> Sequence[InstalledLora]:
-        """The ``.safetensors`` files below the LoRA folders, linked folders included, each once.
-
-        A file's name is its stem. Where several have the same, that is the one directly in the first
-        folder; the others are named with as many folders as tell them apart: ``sub/name``.
-        """
-        groups: dict[str, list[Path]] = {}
-        for path in _files(self._lora_dirs):
-            groups.setdefault(path.stem, []).append(path)
-        found: dict[str, Path] = {}
-        for stem, paths in groups.items():
-            first = next(
-                (path for path in paths if len(paths) == 1 or path.parent == self._lora_dirs[0]), None
-            )
-            found.update({stem: first} if first else {})
-            found.update(_told_apart([path for path in paths if path != first]))
-        names = sorted(found, key=lambda name: (name.casefold(), name))
-        return [InstalledLora(name, found[name], user_metadata(found[name])) for name in names]
+        """The ``.safetensors`` files below the LoRA folders; of one name several: ``sub/name``."""
+        return folders.installed(self._lora_dirs)
 
     def resolve(self, lora: str) -> Path:
         """An existing file, or an installed LoRA's name (names only when strict).
@@ -142,7 +127,7 @@ class StandaloneHost:
         """
         stem = lora[: -len(SUFFIX)] if lora.lower().endswith(SUFFIX) else lora
         looks_like_path = any(mark in lora for mark in "/\\") or Path(lora).suffix.lower() in MODEL_SUFFIXES
-        if looks_like_path and not self._strict and _there(Path(lora).is_file):
+        if looks_like_path and not self._strict and folders.there(Path(lora).is_file):
             return Path(lora)
         installed = {entry.name: entry for entry in self.loras()}
         found = installed.get(lora) or installed.get(stem)
@@ -326,8 +311,8 @@ class StandaloneHost:
             return None
 
     def _where(self) -> str:
-        folders = ", ".join(str(folder) for folder in self._lora_dirs)
-        return f"Installed LoRAs are looked for in {folders}." if folders else "Give the path of its file."
+        where = ", ".join(str(folder) for folder in self._lora_dirs)
+        return f"Installed LoRAs are looked for in {where}." if where else "Give the path of its file."
 
 
 def _parts(pipeline: Any) -> list[nn.Module]:
@@ -355,43 +340,8 @@ def _path_from(name: str) -> Path:
     path = Path(name)
     if path.suffix != SUFFIX:
         raise OutputError(f"The output {name} must end in {SUFFIX}.")
-    if not _there(path.parent.is_dir):
+    if not folders.there(path.parent.is_dir):
         raise OutputError(f"The folder {path.parent} of the output does not exist; create it first.")
-    if _there(path.is_dir):
+    if folders.there(path.is_dir):
         raise OutputError(f"The output {name} is a folder; give a file name that ends in {SUFFIX}.")
     return path
-
-
-def _there(test: Callable[[], bool]) -> bool:
-    """``Path.is_file`` and ``is_dir`` raise OSError for names that no file system takes."""
-    try:
-        return test()
-    except (OSError, ValueError):
-        return False
-
-
-def _files(folders: Sequence[Path]) -> Iterator[Path]:
-    """LoRA files below folders; a folder that several links lead to is walked once, hidden ones are not."""
-    walked: set[Path] = set()
-    for folder in folders:
-        for root, below, names in os.walk(folder, followlinks=True):
-            real = Path(root).resolve()
-            if real in walked:
-                below.clear()
-                continue
-            walked.add(real)
-            below[:] = sorted(name for name in below if not name.startswith("."))
-            for path in (Path(root, name) for name in sorted(names)):
-                if path.suffix.lower() == SUFFIX and not path.name.startswith(".") and _there(path.is_file):
-                    yield path
-
-
-def _told_apart(paths: Sequence[Path]) -> dict[str, Path]:
-    """Each file, once, under its name and as many folders as no other has: ``sub/name``."""
-    different = list({path.resolve(): path for path in reversed(paths)}.values())
-    whole = [path.absolute().with_suffix("").parts for path in different]
-    for count in range(2, max(map(len, whole), default=0) + 1):
-        names = ["/".join(parts[-count:]) for parts in whole]
-        if len(set(names)) == len(names):
-            return dict(zip(names, different, strict=True))
-    return {str(path): path for path in different}  # equal but for the case of the ending
