@@ -29,7 +29,7 @@ def _side(name: str) -> Any:
 class Sampler:
     """How pictures are drawn. ``name`` is one of ``Draws.samplers``; "" is the first of them."""
 
-    name: str = option("", "Sampler", "Its name. None: the host's own", json="sampler", flag="--sampler")
+    name: str = option("", "Sampler", "Its name. Empty: the host's own", json="sampler", flag="--sampler")
     steps: int = option(20, "Steps", "Sampling steps", minimum=1, maximum=MOST_STEPS, step=1)
     guidance_scale: float = option(
         7.0, "CFG scale", "Classifier-free guidance", minimum=1, maximum=LARGEST_GUIDANCE, step=0.5

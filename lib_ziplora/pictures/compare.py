@@ -130,21 +130,37 @@ def save_sheet(comparison: Comparison, file: Path, overwrite: bool = False) -> N
 
 
 def _draw(pen: Pen, picture: Picture, meter: Meter, plan: Plan, done: int, steps: int) -> Drawn:
-    """One picture, told step by step; however many of its steps were told, all are counted."""
     place = f"picture {done + 1} of {plan.count}, {_row_of(plan, picture)}, seed {picture.seed}"
+
+    def stop() -> None:
+        if meter.finish_requested():
+            raise Interrupted(f"{INTERRUPTED} before its first picture was drawn.")
+
+    with memory_in_words(NO_MEMORY):
+        return draw_counted(pen, picture, meter, steps, place, stop)
+
+
+def draw_counted(
+    pen: Pen,
+    picture: Picture,
+    meter: Meter,
+    steps: int,
+    place: str,
+    on_step: Callable[[], None] | None = None,
+) -> Drawn:
+    """One picture, told step by step; however many of its steps the host tells, all are counted."""
     told = 0
 
-    def on_step() -> None:
+    def follow() -> None:
         nonlocal told
         units = 1 if told < steps else 0
         told += units
         meter.advance(units, f"Drawing {place}")
-        if meter.finish_requested():
-            raise Interrupted(f"{INTERRUPTED} before its first picture was drawn.")
+        if on_step is not None:
+            on_step()
 
     meter.advance(0, f"Drawing {place}")
-    with memory_in_words(NO_MEMORY):
-        drawn = pen.draw(picture, on_step)
+    drawn = pen.draw(picture, follow)
     meter.advance(steps - told, f"Drew {place}")
     return drawn
 

@@ -33,7 +33,7 @@ class CompareRequest:
     prompts: tuple[str, ...] = option(
         (),
         "Prompts",
-        "Each is drawn in every row. None: the prompts of the merge, and one for all",
+        "Each is drawn in every row. Empty: the prompts of the merge, and one for all",
         flag="--prompt",
     )
     seeds: int = option(1, "Seeds", "Pictures of each row and prompt", minimum=1, maximum=MOST_SEEDS)

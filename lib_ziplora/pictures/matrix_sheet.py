@@ -14,6 +14,7 @@ from ..pipeline.matrix import Cell
 from ..progress import Meter
 from ..report.saved import read_saved, saved_path
 from ..training.memory import memory_in_words
+from .compare import draw_counted
 from .grid import Label, labelled_grid
 
 if TYPE_CHECKING:
@@ -96,18 +97,7 @@ def _draw(cell: Cell, host: Host, pen: Pen, seed: int, meter: Meter, steps: int)
     name = cell.request.output
     saved = read_saved(saved_path(name, host))
     prompt = together(saved, prompts_of(saved, host))
-    told = 0
-
-    def on_step() -> None:
-        nonlocal told
-        units = 1 if told < steps else 0
-        told += units
-        meter.advance(units, f"Drawing {name}")
-
-    meter.advance(0, f"Drawing {name}")
-    picture = pen.draw(Picture(prompt, ((name, 1.0),), seed), on_step)
-    meter.advance(steps - told, f"Drew {name}")
-    return picture
+    return draw_counted(pen, Picture(prompt, ((name, 1.0),), seed), meter, steps, name)
 
 
 def _arranged(cells: Sequence[Cell], drawn: dict[str, Drawn], pen: Pen, remarks: list[str]) -> Sheet:

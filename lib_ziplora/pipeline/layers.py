@@ -13,8 +13,6 @@ from ..lora.layer import Approximation, Lora, LoraLayer
 from ..lora.lowrank import RankRule, cut, total_error
 from ..plots import counted
 
-NOTABLE_ERROR = 0.001
-
 
 def at_rank(layers: Mapping[str, LoraLayer], rank: str) -> tuple[dict[str, LoraLayer], list[Approximation]]:
     """The layers at the rank that ``MergeSettings.rank`` asks for, and which lost something."""

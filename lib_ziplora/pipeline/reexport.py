@@ -57,9 +57,9 @@ class ReexportRequest:
     overwrite: bool = overwrite_option()
     subject_weights: tuple[float, ...] = _weights("subject")
     style_weights: tuple[float, ...] = _weights("style")
-    rank: str = option("", "Rank", f"{setting_fields()['rank'].help}. None: as merged")
+    rank: str = option("", "Rank", f"{setting_fields()['rank'].help}. Empty: as merged")
     precision: str = option(
-        "", "Precision", f"{setting_fields()['precision'].help}. None: as merged", choices=get_args(Precision)
+        "", "Precision", f"{setting_fields()['precision'].help}. Empty: as merged", choices=get_args(Precision)
     )
     split: bool = option(False, setting_fields()["split"].label, setting_fields()["split"].help)
     report: bool = report_option()
