@@ -43,6 +43,7 @@ def merge(folder: Path, weight: float) -> int:
 
 def merging(folder: Path, weight: float, log: Path) -> int:
     """A child process, everything imported, that merges; its number."""
+    sys.stdout.flush()
     child = os.fork()
     if child:
         return child
@@ -98,6 +99,7 @@ def kill_one(folder: Path, old: Path, chance: random.Random, seconds: float) -> 
             shutil.copy(file, folder)
         before = pair(lora)
     log, number = folder.with_suffix(".log"), chance.choice(SIGNALS)
+    log.touch()
     child = merging(folder, chance.uniform(0.1, 0.9), log)
     time.sleep(chance.uniform(0, seconds))
     os.kill(child, number)
