@@ -187,7 +187,7 @@ def train(task: Task, versions: Tensor, rows: Tensor) -> None:
     for _ in range(task.epochs):
         for batch in rows[torch.randperm(len(rows), generator=generator)].split(BATCH):
             which = torch.randint(len(versions), (len(batch),), generator=generator)
-            logits = net(augment(versions[which, batch], generator, task.strength))[1]
+            logits = net(augment(versions[which, batch].float(), generator, task.strength))[1]
             loss = F.cross_entropy(logits, task.truth[batch], label_smoothing=0.1)
             adam.zero_grad()
             loss.backward()

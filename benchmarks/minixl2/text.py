@@ -26,11 +26,11 @@ class UsedTokens(nn.Module):
 
     def __init__(self, embedding: Tensor, ids: Tensor) -> None:
         super().__init__()
-        self.ids = torch.unique(ids)
-        index = torch.zeros(len(embedding), dtype=torch.long)
-        index[self.ids] = torch.arange(len(self.ids))
+        self.ids: Tensor
         self.index: Tensor
-        self.register_buffer("index", index, persistent=False)
+        self.register_buffer("ids", torch.unique(ids))
+        self.register_buffer("index", torch.zeros(len(embedding), dtype=torch.long), persistent=False)
+        self.index[self.ids] = torch.arange(len(self.ids))
         self.rows = nn.Embedding.from_pretrained(embedding[self.ids].clone(), freeze=False)
 
     @property

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..minixl import parallel
@@ -200,7 +201,7 @@ def save(out: Path, model: Model, mean: Sequence[Tensor]) -> None:
     for parameter, value in zip(averaged.parameters(), mean, strict=True):
         parameter.copy_(value)
     averaged.unet.cpu().half().save_pretrained(out / "unet")
-    torch.save(averaged.text.cpu().state_dict(), out / "text.pt")
+    save_file(averaged.text.cpu().state_dict(), out / "text.safetensors")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -12,7 +12,9 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from benchmarks.minixl2 import choice
 from benchmarks.minixl2.colour import is_ink, variant
 from benchmarks.minixl2.data import SIZE, Drawings, repeated_styles
+from benchmarks.minixl2.export import text_encoders
 from benchmarks.minixl2.icons import Icon, split_name
+from benchmarks.minixl2.judge import features, ridge
 from benchmarks.minixl2.known import known_rows
 from benchmarks.minixl2.text import LENGTH, TextEncoders
 
@@ -126,3 +128,45 @@ def test_text_encoders_with_few_learnt_tokens_say_what_the_whole_ones_say() -> N
     torch.testing.assert_close(said.pooled, expected[1].text_embeds)
     learnt = text.first.text_model.embeddings.token_embedding.rows.weight
     assert learnt.shape[0] == len(torch.unique(ids[0]))
+
+
+def test_exported_text_encoders_have_the_learnt_tokens_and_the_others_as_they_were() -> None:
+    text = TextEncoders(MODEL)
+    ids = text.tokens(["a bell icon"])
+    text.keep_used(ids)
+    with torch.no_grad():
+        for parameter in text.parameters():
+            parameter.add_(0.25)
+        expected = text(ids)
+    first, second = text_encoders(MODEL, text.state_dict())
+    before = CLIPTextModel.from_pretrained(MODEL / "text_encoder").float().get_input_embeddings().weight
+    after = first.get_input_embeddings().weight
+    used = torch.unique(ids[0])
+    unused = torch.ones(len(after), dtype=torch.bool)
+    unused[used] = False
+    torch.testing.assert_close(after[unused], before[unused], rtol=0, atol=0)
+    torch.testing.assert_close(after[used], before[used] + 0.25)
+    with torch.no_grad():
+        said = [
+            encoder(part, output_hidden_states=True)
+            for encoder, part in zip((first, second), ids, strict=True)
+        ]
+    torch.testing.assert_close(expected.context, torch.cat([s.hidden_states[-2] for s in said], -1))
+    torch.testing.assert_close(expected.pooled, said[1].text_embeds)
+
+
+def test_the_second_judge_tells_edges_and_colours_apart() -> None:
+    x = torch.ones(4, 3, 64, 64)
+    x[0, :, :, 20:40] = -1  # upright bar
+    x[1, :, 20:40] = -1  # level bar
+    x[2, 0, 20:40] = -1  # a level bar in cyan
+    x[3, :, 20:40] = -0.9
+    seen = features(x)
+    apart = torch.cdist(seen, seen)
+    assert apart[1, 3] < 0.2 * min(apart[1, 0], apart[1, 2])
+
+
+def test_ridge_gives_back_what_was_linear() -> None:
+    x = torch.randn(20000, 6, generator=torch.Generator().manual_seed(0))
+    weights = torch.randn(6, 3, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(ridge(x, x @ weights), weights, rtol=0.01, atol=0.01)

@@ -1,0 +1,90 @@
+"""Pictures of many prompts at once, drawn with MiniXL 2 with or without LoRAs, at 64 or 128 pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, EulerDiscreteScheduler, UNet2DConditionModel
+
+from lib_ziplora.lora.layer import LoraLayer
+
+from ..drawing import GUIDANCE, STEPS, fused
+from ..minixl.unet import SCHEDULE, Prompted, size_ids
+from .text import LENGTH, TextEncoders
+
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Studio:
+    """A model that draws.
+
+    Attributes:
+        size: of the pictures, in pixels.
+        length: tokens a prompt; 77 as a host has it, or fewer, as in training.
+    """
+
+    unet: Any
+    vae: Any
+    text: TextEncoders
+    size: int = 64
+    length: int = LENGTH
+
+    @classmethod
+    def load(cls, model: Path, size: int = 64, length: int = LENGTH) -> Studio:
+        """From a diffusers folder."""
+        unet: Any = UNet2DConditionModel.from_pretrained(model / "unet").float().eval().requires_grad_(False)
+        vae: Any = AutoencoderKL.from_pretrained(model / "vae").float().eval().requires_grad_(False)
+        return cls(unet, vae, TextEncoders(model).eval().requires_grad_(False), size, length)
+
+    def said(self, prompts: Sequence[str]) -> Prompted:
+        """The prompts' conditioning."""
+        with torch.no_grad():
+            prompted: Prompted = self.text(self.text.tokens(prompts, self.length))
+        return prompted
+
+    @torch.no_grad()
+    def draw(
+        self, prompts: Sequence[str], seeds: Sequence[int], *loras: Mapping[str, LoraLayer]
+    ) -> np.ndarray[Any, Any]:
+        """Pictures (prompts, seeds, size, size, 3) uint8, the same seeds' noise for every prompt; LoRAs add up."""
+        said, side = self.said(prompts), self.size // 8
+        noise = [torch.randn(4, side, side, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        start = torch.stack(noise).repeat(len(prompts), 1, 1, 1)
+        context = said.context.repeat_interleave(len(seeds), 0)
+        pooled = said.pooled.repeat_interleave(len(seeds), 0)
+        parts = []
+        with ExitStack() as stack:
+            for layers in loras:
+                stack.enter_context(fused(self.unet, layers))
+            stack.enter_context(torch.autocast("cpu", torch.bfloat16))
+            for first in range(0, len(start), BATCH):
+                rows = slice(first, first + BATCH)
+                parts.append(self._denoise(start[rows], Prompted(context[rows], pooled[rows])))
+        pixels = np.concatenate(parts)
+        shaped: np.ndarray[Any, Any] = pixels.reshape(len(prompts), len(seeds), *pixels.shape[1:])
+        return shaped
+
+    def _denoise(self, noise: torch.Tensor, said: Prompted) -> np.ndarray[Any, Any]:
+        scheduler = DPMSolverMultistepScheduler.from_config(
+            EulerDiscreteScheduler(**SCHEDULE).config, use_karras_sigmas=True, timestep_spacing="trailing"
+        )
+        scheduler.set_timesteps(STEPS)
+        x = noise * scheduler.init_noise_sigma
+        context = torch.cat([said.context, torch.zeros_like(said.context)])
+        pooled = torch.cat([said.pooled, torch.zeros_like(said.pooled)])
+        known = {"text_embeds": pooled, "time_ids": size_ids(len(pooled))}
+        for t in scheduler.timesteps:
+            both = scheduler.scale_model_input(torch.cat([x, x]), t)
+            error = self.unet(both, t, context, added_cond_kwargs=known).sample.float()
+            with_prompt, without = error.chunk(2)
+            x = scheduler.step(without + GUIDANCE * (with_prompt - without), t, x).prev_sample
+        y = self.vae.decode(x / self.vae.config.scaling_factor).sample.float().clamp(-1, 1)
+        pixels: np.ndarray[Any, Any] = ((y + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+        return pixels
