@@ -85,7 +85,7 @@ class MergeSettings:
     )
     auto_balance: bool = option(
         True,
-        "Adjust strengths",
+        "Find the balance",
         "Find the strengths at which a picture of the combined prompt shows subject and style as the balance says; "
         "off, the combined prompt is drawn by the plain sum at your weights",
     )
