@@ -114,17 +114,14 @@ def _off_afterwards(loaded: Any) -> Iterator[None]:
 @contextmanager
 def _prompt_history_kept() -> Iterator[None]:
     """``params.txt``, from which the txt2img tab restores the last prompt, stays that of the user's picture."""
-    from modules import paths
+    from modules import shared
 
-    file = Path(paths.data_path) / "params.txt"
-    before = file.read_bytes() if file.is_file() else None
+    before = shared.cmd_opts.no_prompt_history
+    shared.cmd_opts.no_prompt_history = True
     try:
         yield
     finally:
-        if before is not None:
-            file.write_bytes(before)
-        else:
-            file.unlink(missing_ok=True)
+        shared.cmd_opts.no_prompt_history = before
 
 
 @dataclass

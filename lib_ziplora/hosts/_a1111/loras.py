@@ -154,10 +154,15 @@ def _list(networks: Any, path: Path) -> None:
 
     The extension's own listing empties the list first, and whoever looks meanwhile finds half of it.
     """
-    entry = networks.network.NetworkOnDisk(path.stem, str(path))
-    networks.available_networks[path.stem] = entry
-    for name in (path.stem, entry.alias):
-        networks.available_network_aliases[name] = entry
+    name = path.stem
+    before = networks.available_networks.get(name)
+    entry = networks.network.NetworkOnDisk(name, str(path))
+    if before is not None and before.hash != entry.hash:
+        networks.available_network_hash_lookup.pop(before.shorthash, None)
+    aliases = networks.available_network_aliases
+    if aliases.get(entry.alias, entry).name != name:
+        networks.forbidden_network_aliases[entry.alias.lower()] = 1
+    networks.available_networks[name] = aliases[name] = aliases[entry.alias] = entry
 
 
 def _clear_conditioning_caches() -> None:
