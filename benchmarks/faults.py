@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,20 +33,29 @@ from torch.nn.modules import module as global_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lib_ziplora.config import LoraInput, MergeRequest, MergeSettings
-from lib_ziplora.errors import Interrupted, OutOfMemoryError
+from lib_ziplora.errors import Interrupted, OutOfMemoryError, ZipLoraError
 from lib_ziplora.hosts import Picture, Progress, Sampler
 from lib_ziplora.hosts.standalone import StandaloneHost, _parts, text
+from lib_ziplora.lora.formats.keys import canonical_unet_name
 from lib_ziplora.pipeline.merge import run
 from tests.support import minixl
 
 OUTPUT = "faulty"
 SIZE = 64
-DRAWING = "drawing"
-STAGES = ("encoding", "sampling", "recording", "solving", "forward", "recomputing", "backward", DRAWING)
+MERGING = ("encoding", "sampling", "recording", "solving", "forward", "recomputing", "backward")
+DRAWING = ("wearing", "drawing")
 KINDS = ("interrupt", "exception", "keyboard", "memory", "memory from then on")
-BY_OPERATOR = ("recording", "solving")
+BY_OPERATOR = ("recording", "solving", "wearing")
 """Stages without layer calls of their own: their operators are counted."""
-QUICK: dict[str, Any] = {"steps": 2, "sampling_steps": 2, "trajectories": 1, "width": SIZE, "height": SIZE} | {
+ADDING = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor)
+"""What puts a LoRA into the weights of text encoders and norms."""
+QUICK: dict[str, Any] = {
+    "steps": 2,
+    "sampling_steps": 2,
+    "trajectories": 1,
+    "width": SIZE,
+    "height": SIZE,
+} | {
     "guidance_scale": 1.0,
     "combined_weight": 0.0,
     "balance": 0.0,
@@ -71,7 +80,9 @@ class Fault(Exception):
 
 MEMORY: tuple[Callable[[], Exception], ...] = (
     lambda: torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-    lambda: RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 2147483648 bytes"),
+    lambda: RuntimeError(
+        "DefaultCPUAllocator: can't allocate memory: you tried to allocate 2147483648 bytes"
+    ),
     MemoryError,
 )
 
@@ -238,10 +249,10 @@ def request(place: Place, variant: dict[str, Any], output: str = OUTPUT) -> Merg
 
 
 def work(place: Place, stage: str, variant: dict[str, Any], injector: Injector) -> None:
-    """The merge, or for the stage of that name the pictures, under the injector's eyes."""
+    """The merge, or for a stage of drawing the pictures, under the injector's eyes."""
     host = place.host
     with host.exclusive(), injector.at_work():
-        if stage == DRAWING:
+        if stage in DRAWING:
             draw(host, place.names, injector)
         else:
             run(request(place, variant), host, injector.follow)
@@ -254,7 +265,7 @@ def draw(host: Any, names: Sequence[str], injector: Injector) -> None:
         if host.interrupted():
             raise Interrupted("enough")
 
-    injector.stage = DRAWING
+    injector.stage = "drawing"
     sampler = Sampler(steps=2, guidance_scale=3.0, width=SIZE, height=SIZE)
     with host.drawing(sampler, 2) as pen:
         for loras in (((names[0], 1.0), (names[1], 0.5)), ((names[1], 1.0),)):
@@ -281,7 +292,7 @@ class Campaign:
 
     def _undisturbed(self) -> dict[str, Tensor]:
         """The tensors of a merge; transformers and diffusers have set themselves up by its end."""
-        work(self.place, DRAWING, {}, Injector())
+        work(self.place, "drawing", {}, Injector())
         work(self.place, "", VARIANTS[0], Injector())
         tensors = load_file(str(self.place.folder / f"{OUTPUT}.safetensors"))
         clear(self.place)
@@ -292,7 +303,7 @@ class Campaign:
         if repr(variant) not in self.counted:
             injector = Injector()
             work(self.place, "", variant, injector)
-            work(self.place, DRAWING, variant, injector)
+            work(self.place, "drawing", variant, injector)
             clear(self.place)
             self.counted[repr(variant)] = injector.counts
         return self.counted[repr(variant)]
@@ -302,7 +313,7 @@ class Campaign:
         pick = random.Random(f"{seed}/{index}")
         variant = VARIANTS[index // ROW % len(VARIANTS)]
         counts = self.counts(variant)
-        stage = pick.choice([stage for stage in STAGES if counts[stage]])
+        stage = pick.choice([stage for stage in MERGING + DRAWING if counts[stage]])
         return Case(
             index, variant, stage, pick.randrange(counts[stage]), pick.choice(KINDS), pick.choice(MEMORY)
         )
@@ -323,7 +334,7 @@ class Campaign:
         ended: BaseException | None = None
         try:
             work(self.place, case.stage, case.variant, injector)
-        except BaseException as error:
+        except (Fault, KeyboardInterrupt, ZipLoraError, RuntimeError, MemoryError) as error:
             ended = error
         clear(self.place)
         name = type(ended).__name__ if ended else "finished"
@@ -341,17 +352,19 @@ class Campaign:
     def repeated(self) -> list[str]:
         """Whether an undisturbed merge still gives the same."""
         again = self._undisturbed()
-        same = again.keys() == self.result.keys() and all(torch.equal(again[k], self.result[k]) for k in again)
+        same = again.keys() == self.result.keys() and all(
+            torch.equal(again[k], self.result[k]) for k in again
+        )
         return ([] if same else ["a merge afterwards gives other tensors"]) + self.changes()
 
 
 def as_expected(case: Case, raised: Sequence[BaseException], ended: BaseException | None) -> bool:
     """Whether a run ended as it should after its fault."""
     if case.kind == "interrupt":
-        return isinstance(ended, Interrupted) or (ended is None and case.stage == DRAWING)
+        return isinstance(ended, Interrupted) or (ended is None and case.stage in DRAWING)
     if not case.kind.startswith("memory"):
         return ended is raised[0]
-    if case.stage == DRAWING:
+    if case.stage in DRAWING:
         return ended is raised[0]  # the front ends put it into words
     smaller = case.stage in ("forward", "recomputing", "backward") and len(raised) == 1
     return isinstance(ended, OutOfMemoryError) or (ended is None and smaller)
@@ -364,39 +377,78 @@ def campaign(place: Place, cases: int, seed: int, first: int = 0) -> tuple[list[
     return found + runs.repeated(), runs.endings
 
 
+def shallow_minixl(folder: Path) -> Path:
+    """MiniXL with a random UNet of one layer a block: a fault is the same in it and costs a quarter."""
+    from diffusers import UNet2DConditionModel
+
+    folder.mkdir()
+    for part in minixl.MODEL.iterdir():
+        if part.name != "unet":
+            (folder / part.name).symlink_to(part)
+    config = UNet2DConditionModel.load_config(minixl.MODEL / "unet")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        unet = UNet2DConditionModel.from_config(
+            {**config, "layers_per_block": 1, "transformer_layers_per_block": 1}
+        )
+    unet.half().save_pretrained(folder / "unet")
+    return folder
+
+
+def write_lora(file: Path, modules: Mapping[str, nn.Module], seed: int) -> None:
+    """Random factors for linear layers and convolutions, a random difference for norms."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors: dict[str, Tensor] = {}
+    for name, module in modules.items():
+        weight = module.get_parameter("weight")
+        if weight.ndim == 1:
+            for part in ("w_norm", "b_norm"):
+                tensors[f"{name}.{part}"] = 0.05 * torch.randn(weight.shape, generator=generator)
+            continue
+        rows, *columns = weight.shape
+        down = torch.randn(4, *columns, generator=generator)
+        up = torch.randn(rows, 4, *(1 for _ in columns[1:]), generator=generator)
+        for part, tensor in {"lora_down": 0.05 * down, "lora_up": up}.items():
+            tensors[f"{name}.{part}.weight"] = tensor
+        tensors[f"{name}.alpha"] = torch.tensor(4.0)
+    save_file(tensors, str(file), {"ss_base_model_version": "sdxl_base_v1-0"})
+
+
 def diffusers_place(folder: Path) -> Place:
-    """MiniXL in diffusers; its LoRAs get layers of both text encoders and a norm's difference."""
+    """A shallow MiniXL in diffusers; the LoRAs change attentions, a convolution, a norm and both text encoders."""
     from PIL import Image
 
     inputs, outputs = folder / "inputs", folder / "outputs"
     inputs.mkdir()
     outputs.mkdir()
-    host = StandaloneHost(minixl.MODEL, [outputs, inputs], device="cpu")
+    host = StandaloneHost(shallow_minixl(folder / "model"), [outputs, inputs], device="cpu")
     pipeline = host.pipeline()
+    unet = {canonical_unet_name(path) or "": module for path, module in pipeline.unet.named_modules()}
+    modules = {name: m for name, m in unet.items() if name.endswith(("_to_q", "_to_v", "_in_layers_2"))}
+    norm = next(name for name, module in unet.items() if isinstance(module, nn.LayerNorm))
     encoders = text.text_modules([pipeline.text_encoder, pipeline.text_encoder_2])
-    generator = torch.Generator().manual_seed(0)
+    modules |= {norm: unet[norm]} | {n: m for n, m in encoders.items() if "text_projection" not in n}
     names = ("subject", "style")
-    for name, source in zip(names, (minixl.SUBJECT, minixl.STYLE), strict=True):
-        tensors = load_file(str(source))
-        for layer, linear in encoders.items():
-            if "text_projection" not in layer:
-                rows, columns = linear.weight.shape
-                tensors[f"{layer}.lora_down.weight"] = 0.05 * torch.randn(4, columns, generator=generator)
-                tensors[f"{layer}.lora_up.weight"] = 0.05 * torch.randn(rows, 4, generator=generator)
-                tensors[f"{layer}.alpha"] = torch.tensor(4.0)
-        save_file(tensors, str(inputs / f"{name}.safetensors"))
+    for seed, name in enumerate(names):
+        write_lora(inputs / f"{name}.safetensors", modules, seed)
     image = folder / "reference.png"
     Image.new("RGB", (SIZE, SIZE), "tomato").save(image)
 
     def surroundings() -> dict[str, Any]:
         bar = dict(getattr(pipeline, "_progress_bar_config", {}))
-        return {"scheduler": id(pipeline.scheduler), "bar": bar | {"disable": None}, "lock": host._lock.locked()}
+        return {
+            "scheduler": id(pipeline.scheduler),
+            "bar": bar | {"disable": None},
+            "lock": host._lock.locked(),
+        }
 
     return Place(host, _parts(pipeline), outputs, names, image, surroundings)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cases", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="number of the first case")

@@ -70,8 +70,8 @@ def sd_unet_off() -> Iterator[None]:
     if active is None:
         yield
         return
-    sd_unet.apply_unet("None")
     try:
+        sd_unet.apply_unet("None")
         yield
     finally:
         sd_unet.apply_unet(active.label)
@@ -87,8 +87,8 @@ def plain_attention() -> Iterator[None]:
         yield
         return
     kept = [(owner, name, getattr(owner, name)) for owner, name in _attention_places()]
-    sd_hijack.apply_optimizations(SDP)
     try:
+        sd_hijack.apply_optimizations(SDP)
         yield
     finally:
         sd_hijack.apply_optimizations(before.title() if before is not None else "None")
@@ -120,8 +120,8 @@ def token_merging_off(model: Any) -> Iterator[None]:
     from modules import sd_models
 
     ratio = getattr(model, "applied_token_merged_ratio", 0)
-    sd_models.apply_token_merging(model, 0)
     try:
+        sd_models.apply_token_merging(model, 0)
         yield
     finally:
         sd_models.apply_token_merging(model, ratio)
@@ -136,8 +136,8 @@ def tiling_off() -> Iterator[None]:
     if not tiling:
         yield
         return
-    model_hijack.apply_circular(False)
     try:
+        model_hijack.apply_circular(False)
         yield
     finally:
         model_hijack.apply_circular(tiling)
@@ -149,8 +149,8 @@ def hypernetworks_aside() -> Iterator[None]:
     from modules import shared
 
     loaded = list(shared.loaded_hypernetworks)
-    shared.loaded_hypernetworks.clear()
     try:
+        shared.loaded_hypernetworks.clear()
         yield
     finally:
         shared.loaded_hypernetworks[:] = loaded
@@ -163,8 +163,8 @@ def remarks_aside() -> Iterator[None]:
 
     names = ("comments", "extra_generation_params", "fixes")
     kept = {name: getattr(model_hijack, name) for name in names}
-    model_hijack.comments, model_hijack.extra_generation_params = [], {}
     try:
+        model_hijack.comments, model_hijack.extra_generation_params = [], {}
         yield
     finally:
         for name, value in kept.items():
@@ -177,8 +177,8 @@ def schedule_of_settings(model: Any) -> Iterator[None]:
     from modules import sd_models
 
     before = model.alphas_cumprod
-    sd_models.apply_alpha_schedule_override(model)
     try:
+        sd_models.apply_alpha_schedule_override(model)
         yield
     finally:
         model.alphas_cumprod = before
@@ -193,9 +193,9 @@ def instance_forwards_aside(unet: nn.Module) -> Iterator[None]:
         for name in ("forward", "_forward")
         if name in module.__dict__
     ]
-    for module, name, _ in aside:
-        del module.__dict__[name]
     try:
+        for module, name, _ in aside:
+            del module.__dict__[name]
         yield
     finally:
         for module, name, value in aside:

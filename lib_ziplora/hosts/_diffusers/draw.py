@@ -249,10 +249,10 @@ def extras_on(unet: nn.Module, lora: Lora, weight: float) -> Iterator[None]:
     """A LoRA's differences of the UNet's norms and biases inside the block."""
     places: Sequence[tuple[nn.Parameter, Tensor]] = list(_places(unet, lora)) if lora.extras else ()
     before = [parameter.detach().clone() for parameter, _ in places]
-    with torch.no_grad():
-        for parameter, difference in places:
-            parameter.add_(weight * difference.to(parameter))
     try:
+        with torch.no_grad():
+            for parameter, difference in places:
+                parameter.add_(weight * difference.to(parameter))
         yield
     finally:
         with torch.no_grad():
