@@ -59,7 +59,10 @@ class ReexportRequest:
     style_weights: tuple[float, ...] = _weights("style")
     rank: str = option("", "Rank", f"{setting_fields()['rank'].help}. Empty: as merged")
     precision: str = option(
-        "", "Precision", f"{setting_fields()['precision'].help}. Empty: as merged", choices=get_args(Precision)
+        "",
+        "Precision",
+        f"{setting_fields()['precision'].help}. Empty: as merged",
+        choices=get_args(Precision),
     )
     split: bool = option(False, setting_fields()["split"].label, setting_fields()["split"].help)
     report: bool = report_option()

@@ -27,11 +27,21 @@ class Extension(ModuleType):
         super().__init__("networks")
         self.folder, self.available_networks = folder, {}
         self.available_network_aliases: dict[str, Any] = {}
+        self.forbidden_network_aliases: dict[str, int] = {}
+        self.available_network_hash_lookup: dict[str, Any] = {}
         self.networks_in_memory: dict[str, Any] = {}
-        self.network = SimpleNamespace(
-            NetworkOnDisk=lambda name, file: SimpleNamespace(name=name, alias=name, filename=file)
-        )
+        self.network = SimpleNamespace(NetworkOnDisk=self.on_disk)
         self.emptied, self.go_on = threading.Event(), threading.Event()
+
+    def on_disk(self, name: str, file: str) -> SimpleNamespace:
+        """An entry, whose hash is the file's content, and its alias the part before a stop."""
+        content = Path(file).read_text()
+        entry = SimpleNamespace(
+            name=name, alias=name.split(".")[0], filename=file, hash=content, shorthash=content
+        )
+        if content:
+            self.available_network_hash_lookup[content] = entry
+        return entry
 
     def list_available_networks(self) -> None:
         self.available_networks.clear()
@@ -107,6 +117,24 @@ def test_the_list_never_shrinks_while_merges_are_written(extension: Extension) -
     assert seen == sorted(seen) and min(seen) >= len(NAMES)
     assert len(loras.known(extension)) == len(NAMES) + 10
     assert extension.available_network_aliases["merge 9"].filename.endswith("merge 9.safetensors")
+
+
+def test_a_file_that_was_replaced_is_found_by_its_new_hash_alone(extension: Extension) -> None:
+    file = extension.folder / "cat.safetensors"
+    for content in ("old", "new"):
+        file.write_text(content)
+        loras.refresh(file, None)
+    assert list(extension.available_network_hash_lookup) == ["new"]
+    assert extension.available_network_hash_lookup["new"] is extension.available_networks["cat"]
+    assert not extension.forbidden_network_aliases
+
+
+def test_an_alias_of_two_files_means_neither(extension: Extension) -> None:
+    for name in ("one.first", "one.second"):
+        file = extension.folder / f"{name}.safetensors"
+        file.write_bytes(b"")
+        loras.refresh(file, None)
+    assert list(extension.forbidden_network_aliases) == ["one"]
 
 
 @pytest.mark.parametrize(
