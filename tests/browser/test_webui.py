@@ -110,6 +110,19 @@ def test_pictures_before_and_after_merges_are_the_same(tab: Tab, txt2img: Txt2im
     assert np.array_equal(*drawn)
 
 
+def test_the_webuis_list_of_loras_never_shrinks(tab: Tab, webui: Webui) -> None:
+    tab.prepare("listed", updates=1)
+    tab.method("direct")
+    with webui.listed_counts() as counts:
+        for number in range(10):
+            tab.text("output").fill(f"listed {number}")
+            tab.press("generate")
+            tab.outcome("done", f"listed {number}.safetensors")
+            tab.idle()
+    assert counts == sorted(counts) and counts[-1] == counts[0] + 10
+    tab.method("ziplora")
+
+
 def test_an_overwritten_lora_is_drawn_anew(tab: Tab, txt2img: Txt2img) -> None:
     merge(tab, "written twice", updates=1)
     first = txt2img.draw(f"{PROMPT} <lora:written twice:1>")

@@ -14,7 +14,9 @@ import shlex
 import shutil
 import signal
 import subprocess
+import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -86,6 +88,28 @@ class Webui:
 
     def log(self) -> str:
         return self.log_file.read_text(encoding="utf-8", errors="replace")
+
+    @contextmanager
+    def listed_counts(self) -> Iterator[list[int]]:
+        """How many LoRAs the WebUI lists, asked all the time inside the block and once after it."""
+        counts: list[int] = []
+        over = threading.Event()
+
+        def poll() -> None:
+            while True:
+                last = over.is_set()
+                with urllib.request.urlopen(f"{self.url}sdapi/v1/loras", timeout=60) as answer:
+                    counts.append(len(json.load(answer)))
+                if last:
+                    break
+
+        polling = threading.Thread(target=poll)
+        polling.start()
+        try:
+            yield counts
+        finally:
+            over.set()
+            polling.join()
 
     def wait_for_start(self, times: int) -> None:
         """Wait until it has started that often. No request is sent: one that comes too early kills it."""
