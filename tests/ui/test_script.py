@@ -26,7 +26,13 @@ class OptionInfo:
     """The WebUI's, as far as it is used."""
 
     def __init__(
-        self, default: Any, label: str, component: Any, component_args: Any, section: tuple[str, str]
+        self,
+        default: Any,
+        label: str,
+        component: Any,
+        component_args: Any = None,
+        *,
+        section: tuple[str, str],
     ) -> None:
         self.default, self.label, self.section = default, label, section
         self.component, self.component_args = component, component_args
@@ -93,6 +99,18 @@ def test_every_setting_is_on_the_settings_page(callbacks: dict[str, Callable[...
         assert info.section == ("ziplora", "ZipLoRA") and info.comment == option.help
         with gr.Blocks():
             assert info.component(value=info.default, **info.component_args).value == info.default
+
+
+def test_a_loaded_page_can_update_every_setting(callbacks: dict[str, Callable[..., Any]]) -> None:
+    """With all that its component is made of; one that can't be keeps the WebUI from updating any setting."""
+    runpy.run_path(str(SCRIPT), run_name="ziplora.py")
+    callbacks["on_ui_settings"]()
+    for info in sys.modules["modules"].shared.opts.added.values():
+        arguments = {"value": info.default, **(info.component_args or {})}
+        with gr.Blocks():
+            component = info.component(label=info.label, **arguments)
+        arguments.pop("precision", None)  # as the WebUI does
+        assert component.get_specific_update({**arguments, "__type__": "update"})["value"] == info.default
 
 
 @pytest.mark.usefixtures("host")
