@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -36,7 +37,8 @@ def register(options: Any, option_info: Callable[..., Any]) -> None:
         option_info: its ``shared.OptionInfo``.
     """
     defaults = setting_defaults()
-    note = option_info(NOTE, "", gr.HTML, {"elem_classes": ["settings-info"]}, section=SECTION)
+    html = partial(gr.HTML, elem_classes=["settings-info"])  # arguments must be those of an update too
+    note = option_info(NOTE, "", html, section=SECTION)
     note.do_not_save = True
     options.add_option(option_key("note"), note)
     for name, option in setting_fields().items():
