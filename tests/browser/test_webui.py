@@ -256,6 +256,7 @@ def test_bad_output_names_are_refused_at_once(tab: Tab, webui: Webui, name: str,
 
 
 def test_a_lora_for_sd15_is_listed_with_the_reason(tab: Tab, shoot: Callable[[str], None]) -> None:
+    tab.idle()
     tab.page.locator("#ziplora_subject input").click()
     listed = tab.page.locator("#ziplora_subject li, ul.options li").all_inner_texts()
     assert FOR_SD15 in listed[-1]  # after those that can be used
