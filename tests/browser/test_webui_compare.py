@@ -40,6 +40,7 @@ def page(blank_page: Page, webui: Webui) -> Iterator[Page]:
 
 
 def open_panel(tab: Tab) -> None:
+    tab.idle()
     tab.page.locator("#ziplora_comparison").get_by_text("Compare", exact=True).first.click()
     tab.page.locator("#ziplora_compare_how").get_by_text("How the pictures are drawn").click()
     box = tab.page.locator("#ziplora_compare_source input")
