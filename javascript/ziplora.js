@@ -107,6 +107,7 @@
         const merged = kind === "MergeRequest" && find("#ziplora_result [data-outcome=done]");
         const compares = merged && begun === job && find("#ziplora_compare_after input:checked");
         if (merged) showCard(tag().value.replace(/^<lora:|:.*$/g, ""));
+        if (kind === "CompareRequest") previewed();
         asked = 0;
         begun = "";
         remember("");
@@ -189,12 +190,19 @@
         }
     }
 
+    // The merge that was compared may have a picture on its card now.
+    function previewed() {
+        const name = find("#ziplora_compare_result b");
+        if (name) showCard(name.textContent);
+        return [];
+    }
+
     function chosenPicture() {
         const thumbnails = [...document.querySelectorAll("#ziplora_compare_gallery .thumbnail-small")];
         return thumbnails.findIndex((thumbnail) => thumbnail.classList.contains("selected"));
     }
 
-    window.ziplora = {submitted, shown, outdated, checked, copyTag, send, showCard, chosenPicture, followed: () => job};
+    window.ziplora = {submitted, shown, outdated, checked, copyTag, send, showCard, previewed, chosenPicture, followed: () => job};
 
     function start(root) {
         root.addEventListener("click", (event) => {

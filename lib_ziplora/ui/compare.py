@@ -95,13 +95,14 @@ def compare_events(controller: TabController, controls: Controls) -> None:
         ("compare_source", *PROMPTS),
         PROMPTS,
     )
-    controls.on(
+    used = controls.on(
         controls["compare_use"].click,
         use,
         ("compare_chosen", "compare_job", "compare_replace"),
         ("compare_note",),
         js="(chosen, ...values) => [ziplora.chosenPicture(), ...values]",
     )
+    controls.script(used.then, "() => ziplora.previewed()")
 
 
 def compare_prompts(controller: TabController, name: str | None, given: Values) -> Updates:
