@@ -229,6 +229,15 @@ class KeepsData(Protocol):
 
 
 @runtime_checkable
+class ShowsCards(Protocol):
+    """A host that shows a card of every LoRA, and remembers which files lie beside it."""
+
+    def card_changed(self, path: Path) -> None:
+        """Look again at a file beside a LoRA that was just written, such as its preview."""
+        ...
+
+
+@runtime_checkable
 class KnowsSize(Protocol):
     """A host that can tell ``Session.native_size`` before its model is opened."""
 

@@ -200,6 +200,10 @@ class A1111Host:
         """List the LoRAs anew and forget what a replaced file has left behind; under the lock."""
         loras.refresh(path, model.loaded())
 
+    def card_changed(self, path: Path) -> None:
+        """See ``ShowsCards``; the LoRA pane knows of no file that is newer than itself."""
+        loras.card_changed(path)
+
     def data_folder(self) -> Path | None:
         """Beside the WebUI's own caches."""
         from modules import cache, paths

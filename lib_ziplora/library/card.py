@@ -13,7 +13,7 @@ from typing import Any
 
 from ..config import labels
 from ..errors import OutputError
-from ..hosts import Drawn, Host
+from ..hosts import Drawn, Host, ShowsCards
 from ..lora.io.atomic import atomic_text, atomic_write
 from ..lora.io.sidecar import sidecar_path
 from ..report.report import MergeReport, failure
@@ -155,6 +155,8 @@ def write_preview(merged: str, host: Host, drawn: Drawn, replace: bool = False) 
     target = _preview_target(lora, replace)
     with atomic_write(target, overwrite=True) as temporary:
         save_png(drawn.image, {"parameters": drawn.infotext, "Software": MADE_BY}, temporary)
+    if isinstance(host, ShowsCards):
+        host.card_changed(target)
     return target
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from lib_ziplora.errors import LoraFileError
-from lib_ziplora.hosts import KnowsSize
+from lib_ziplora.hosts import KnowsSize, ShowsCards
 from lib_ziplora.hosts._a1111 import loras
 from lib_ziplora.hosts.a1111 import SDXL_SIZE, A1111Host, A1111Session
 
@@ -31,6 +31,7 @@ class Extension(ModuleType):
         self.available_network_hash_lookup: dict[str, Any] = {}
         self.networks_in_memory: dict[str, Any] = {}
         self.network = SimpleNamespace(NetworkOnDisk=self.on_disk)
+        self.looked_at: list[str] = []
         self.emptied, self.go_on = threading.Event(), threading.Event()
 
     def on_disk(self, name: str, file: str) -> SimpleNamespace:
@@ -70,6 +71,11 @@ def extension(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Exten
     modules.processing = SimpleNamespace(
         StableDiffusionProcessing=processing, StableDiffusionProcessingTxt2Img=processing
     )
+    pages = [
+        SimpleNamespace(name=name, lister=SimpleNamespace(update_file_entry=looked_at.append))
+        for name, looked_at in (("lora", found.looked_at), ("checkpoints", []))
+    ]
+    modules.ui_extra_networks = SimpleNamespace(extra_pages=pages)
     for name, module in {"modules": modules, "modules.shared": shared, "networks": found}.items():
         monkeypatch.setitem(sys.modules, name, module)
     yield found
@@ -117,6 +123,14 @@ def test_the_list_never_shrinks_while_merges_are_written(extension: Extension) -
     assert seen == sorted(seen) and min(seen) >= len(NAMES)
     assert len(loras.known(extension)) == len(NAMES) + 10
     assert extension.available_network_aliases["merge 9"].filename.endswith("merge 9.safetensors")
+
+
+def test_the_pane_looks_again_at_what_was_written(extension: Extension) -> None:
+    file, preview = (extension.folder / f"cat.{end}" for end in ("safetensors", "preview.png"))
+    loras.refresh(file, None)
+    A1111Host().card_changed(preview)
+    assert extension.looked_at == [str(file), str(preview)]
+    assert isinstance(A1111Host(), ShowsCards)
 
 
 def test_a_file_that_was_replaced_is_found_by_its_new_hash_alone(extension: Extension) -> None:

@@ -139,6 +139,7 @@ def refresh(path: Path, model: Any | None) -> None:
     if networks is None:
         return
     _list(networks, path)
+    card_changed(path)
     stale = [
         n for n, net in networks.networks_in_memory.items() if Path(net.network_on_disk.filename) == path
     ]
@@ -163,6 +164,15 @@ def _list(networks: Any, path: Path) -> None:
     if aliases.get(entry.alias, entry).name != name:
         networks.forbidden_network_aliases[entry.alias.lower()] = 1
     networks.available_networks[name] = aliases[name] = aliases[entry.alias] = entry
+
+
+def card_changed(path: Path) -> None:
+    """Have the LoRA pane look at a file again, as the WebUI does after it has written one itself."""
+    from modules import ui_extra_networks
+
+    for page in ui_extra_networks.extra_pages:
+        if page.name == "lora":
+            page.lister.update_file_entry(str(path))
 
 
 def _clear_conditioning_caches() -> None:
