@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException
@@ -157,10 +158,10 @@ class _Endpoints:
                 validate_name(output)
             except OutputError as error:
                 raise ConfigError(str(error)) from error
-        for lora in views.loras_of(request):
-            self._require_installed(lora.lora)
+        named = [lora.lora for lora in views.loras_of(request)]
         if isinstance(request, (ReexportRequest, CompareRequest)):
-            self._require_installed(request.source)
+            named.append(request.source)
+        self._require_installed(*named)
 
     def jobs(self) -> list[models.JobView]:
         """The last 32 jobs of this host, wherever they were begun, the oldest first."""
@@ -200,7 +201,7 @@ class _Endpoints:
         with refusals():
             request = from_json(InspectRequest, body)
             named = (request.lora, request.other) if request.other else (request.lora,)
-            paths = [self._require_installed(one) for one in named]
+            paths = self._require_installed(*named)
             with self._reading:  # one at a time: files can be large
                 if request.other:
                     summary = overview.describe_pair(*paths)
@@ -220,14 +221,15 @@ class _Endpoints:
             )
         return found
 
-    def _require_installed(self, name: str) -> Any:
-        """The file of a name that the host lists; paths and other ways to name a file are refused."""
-        for lora in self.host.loras():
-            if lora.name == name:
-                return lora.path
-        raise HTTPException(
-            404, f"There is no LoRA named {name!r:.200}. GET {PREFIX}/loras lists what there is."
-        )
+    def _require_installed(self, *names: str) -> list[Path]:
+        """The files of names that the host lists; paths and other ways to name a file are refused."""
+        installed = {lora.name: lora.path for lora in self.host.loras()}
+        for name in names:
+            if name not in installed:
+                raise HTTPException(
+                    404, f"There is no LoRA named {name!r:.200}. GET {PREFIX}/loras lists what there is."
+                )
+        return [installed[name] for name in names]
 
 
 class _Json(JSONResponse):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -164,12 +164,6 @@ class Host(Protocol):
 
     def exclusive(self) -> AbstractContextManager[None]:
         """The host's own queue lock, for callers that do not hold it already."""
-        ...
-
-    def wrap_task(self, task: Callable[..., Sequence[Any]], outputs: int) -> Callable[..., Sequence[Any]]:
-        """Make a click handler a queued GPU task of the host: its first argument is the task
-        id, it returns ``outputs`` values, the last of them an HTML string. An exception that
-        the host turns into a message comes back as that many values too."""
         ...
 
     def report(self, progress: Progress) -> None:

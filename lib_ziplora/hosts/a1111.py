@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,7 +143,7 @@ class A1111Host:
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """The WebUI's queue, as a job of its own; not for handlers made by ``wrap_task``."""
+        """The WebUI's queue, as a job of its own."""
         from modules import call_queue, shared
 
         with call_queue.queue_lock:
@@ -153,15 +153,6 @@ class A1111Host:
             finally:
                 shared.state.end()
                 shared.state.skipped = shared.state.interrupted = shared.state.stopping_generation = False
-
-    def wrap_task(self, task: Callable[..., Sequence[Any]], outputs: int) -> Callable[..., Sequence[Any]]:
-        """A queued GPU task of the WebUI; its last result must be an HTML string, an exception's message too."""
-        from modules import call_queue
-
-        wrapped: Callable[..., Sequence[Any]] = call_queue.wrap_gradio_gpu_call(
-            task, extra_outputs=[None] * (outputs - 1)
-        )
-        return wrapped
 
     def report(self, progress: Progress) -> None:
         """Show progress in the WebUI's own bar."""

@@ -7,7 +7,7 @@ import difflib
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +21,7 @@ from ..errors import HostError, LoraFileError, OutputError
 from ..names import validate_name
 from . import CheckpointInfo, InstalledLora, Pen, Progress, Sampler, Session
 from ._diffusers import checkpoint as checkpoints
-from ._diffusers import draw as draw
-from ._diffusers import folders as folders
-from ._diffusers import model as model
-from ._diffusers import text as text
+from ._diffusers import draw, folders, model, text
 from ._diffusers.folders import SUFFIX as SUFFIX
 from .offload import parked
 
@@ -239,15 +236,6 @@ class StandaloneHost:
             self._interrupt.clear()
             self._finish.clear()
             yield
-
-    def wrap_task(self, task: Callable[..., Sequence[Any]], outputs: int) -> Callable[..., Sequence[Any]]:
-        """The handler itself, one at a time; its exceptions are the caller's."""
-
-        def exclusive_task(*args: Any, **kwargs: Any) -> Sequence[Any]:
-            with self.exclusive():
-                return task(*args, **kwargs)
-
-        return exclusive_task
 
     def report(self, progress: Progress) -> None:
         """Keep the newest progress in ``self.progress``."""

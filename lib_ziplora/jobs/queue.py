@@ -103,7 +103,7 @@ class Job:
 
 
 class JobQueue(ABC):
-    """The jobs of one host. Each runs with the host to itself (``Host.exclusive``, ``Host.wrap_task``).
+    """The jobs of one host. Each runs with the host to itself (``Host.exclusive``).
 
     The thread lives only while a background job waits or runs.
 

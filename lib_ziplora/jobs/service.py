@@ -41,11 +41,10 @@ class Service(JobQueue):
         job.report, job.error, job.result.pairs, job.result.pictures
         service.interrupt(job), service.finish(job)  # JobStateError: too late
 
-    By a front end that waits for the host itself (a terminal, a task of the WebUI, which holds the GPU
-    lock and shows the host's own progress)::
+    By a front end that waits for the host itself, such as a terminal::
 
         job = service.submit(request, background=False)
-        with host.exclusive():  # or in a function made by host.wrap_task
+        with host.exclusive():
             service.run(job)  # never raises: job.state and job.error say how it ended
 
     Every job is in ``service.jobs()``, wherever it was begun, so each front end can show all of them:

@@ -32,7 +32,7 @@ def run(
     Args:
         merge: what to merge, how, and the name of the result; a request is prepared first.
         host: where the LoRAs are installed and the checkpoint is loaded. Its lock is the
-            caller's business (``Host.exclusive``, ``Host.wrap_task``).
+            caller's business (``Host.exclusive``).
         on_event: told of every step.
         part: where it stands when several merges are made one after the other.
 

@@ -221,27 +221,3 @@ def test_exclusive_is_the_webuis_queue_and_ends_on_errors(host: A1111Host) -> No
         raise ValueError("inside")
     assert waited.wait(5) and not host.interrupted()
     thread.join()
-
-
-def test_a_wrapped_task_is_a_task_of_the_webui(host: A1111Host) -> None:
-    progress, state = webui.module("modules.progress"), webui.boot().state
-    seen: dict[str, Any] = {}
-
-    def task(ticket: str, fail: bool) -> list[Any]:
-        seen.update(current=progress.current_task, job=state.job, grad=torch.is_grad_enabled())
-        seen["locked"] = not webui.module("modules.call_queue").queue_lock.acquire(blocking=False)
-        host.interrupt()
-        if fail:
-            raise RuntimeError("<broken>")
-        return ["tag", None, "<p>done</p>"]
-
-    wrapped = host.wrap_task(task, 3)
-    results = wrapped("task(ziplora-1)", False)
-    assert (
-        results[:2] == ("tag", None) and results[-1].startswith("<p>done</p>") and "Time taken" in results[-1]
-    )
-    assert seen == {"current": "task(ziplora-1)", "job": "task(ziplora-1)", "grad": True, "locked": True}
-    assert "task(ziplora-1)" in progress.finished_tasks and not host.interrupted()
-    failed = wrapped("task(ziplora-2)", True)
-    assert failed[:2] == (None, None) and len(failed) == 3 and "&lt;broken&gt;" in failed[-1]
-    assert not host.interrupted() and "task(ziplora-2)" in progress.finished_tasks

@@ -290,15 +290,14 @@ def test_tasks_run_one_at_a_time(lora_dirs: tuple[Path, Path]) -> None:
     host = StandaloneHost(None, lora_dirs)
     entered, leave, order = threading.Event(), threading.Event(), []
 
-    def slow(label: str) -> list[str]:
-        order.append(f"{label} in")
-        entered.set()
-        leave.wait(10)
-        order.append(f"{label} out")
-        return [label]
+    def slow(label: str) -> None:
+        with host.exclusive():
+            order.append(f"{label} in")
+            entered.set()
+            leave.wait(10)
+            order.append(f"{label} out")
 
-    task = host.wrap_task(slow, 1)
-    threads = [threading.Thread(target=task, args=(label,)) for label in ("first", "second")]
+    threads = [threading.Thread(target=slow, args=(label,)) for label in ("first", "second")]
     threads[0].start()
     assert entered.wait(10)
     threads[1].start()
@@ -309,7 +308,7 @@ def test_tasks_run_one_at_a_time(lora_dirs: tuple[Path, Path]) -> None:
 
 
 def test_v_prediction_marks_of_a_single_file_are_taken_over(loaded: StandaloneHost, tmp_path: Path) -> None:
-    from lib_ziplora.hosts._diffusers import model as model
+    from lib_ziplora.hosts._diffusers import model
 
     class Fake:
         scheduler = loaded.pipeline().scheduler

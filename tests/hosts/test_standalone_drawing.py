@@ -15,7 +15,7 @@ from torch import nn
 
 from lib_ziplora.errors import HostError, IncompatibleError, OutputError
 from lib_ziplora.hosts import Picture
-from lib_ziplora.hosts._diffusers import draw as draw
+from lib_ziplora.hosts._diffusers import draw
 from lib_ziplora.hosts.standalone import StandaloneHost
 from lib_ziplora.lora.formats.keys import canonical_modules, canonical_unet_name
 from lib_ziplora.lora.io.read import read_lora

@@ -174,9 +174,6 @@ class PicoHost:
     def exclusive(self) -> Any:
         return nullcontext()
 
-    def wrap_task(self, task: Any, outputs: int) -> Any:
-        return task
-
     def report(self, progress: Progress) -> None:
         self.events.append(progress)
 

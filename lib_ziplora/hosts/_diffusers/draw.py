@@ -18,7 +18,7 @@ from ...lora.io.read import read_lora
 from ...lora.layer import Lora
 from ...ziplora.hooks import adapters, check_fit, lora_hooks
 from .. import Drawn, OnStep, Pen, Picture, Sampler
-from . import text as text
+from . import text
 from .model import SIZE_IDS
 
 SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
