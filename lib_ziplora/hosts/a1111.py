@@ -6,29 +6,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..denoiser import Conditioning, TextDeltas
 from ..errors import HostError
-from . import ApiAccess, CheckpointInfo, InstalledLora, Pen, Progress, Sampler
-from ._a1111 import api, drawing, guard, loras, model, text
+from . import CheckpointInfo, Pen, Sampler
+from ._a1111 import guard, loras, model, text
+from ._webui import drawing
+from ._webui.host import SDXL_SIZE, WebuiHost, resolution
 from .offload import parked
-
-SDXL_SIZE = 1024
-SMALLEST_SIZE, LARGEST_SIZE = 64, 2048
-
-
-def _resolution(entry: Any | None) -> int | None:
-    """The edge of the square pictures that a checkpoint's metadata (ModelSpec) name; None without any."""
-    given = (getattr(entry, "metadata", None) or {}).get("modelspec.resolution")
-    width, mark, height = str(given or "").lower().partition("x")
-    if not width.isdecimal() or (mark and height != width):
-        return None
-    size = int(width)
-    return size if SMALLEST_SIZE <= size <= LARGEST_SIZE and size % SMALLEST_SIZE == 0 else None
 
 
 @dataclass(frozen=True)
@@ -41,7 +29,7 @@ class A1111Session:
     @property
     def native_size(self) -> int:
         """As the checkpoint's metadata say, else SDXL's: the WebUI knows nothing else about it."""
-        return _resolution(self.identity.entry) or SDXL_SIZE
+        return resolution(self.identity.entry) or SDXL_SIZE
 
     def encode_prompts(
         self, prompts: Sequence[str], *, width: int, height: int, negative: bool, deltas: TextDeltas
@@ -82,22 +70,10 @@ class A1111Session:
         self.identity.check_alive()
 
 
-class A1111Host:
-    """The running WebUI as ``Host``. LoRAs are named, never given by a path."""
+class A1111Host(WebuiHost):
+    """The running WebUI as ``Host``."""
 
     name = "a1111"
-
-    def loras(self) -> Sequence[InstalledLora]:
-        """What the WebUI's LoRA pane lists, freshly listed, sorted by name."""
-        return loras.installed()
-
-    def resolve(self, lora: str) -> Path:
-        """The file of an installed LoRA's name; LoraFileError when there is none."""
-        return loras.resolve(lora)
-
-    def output_path(self, name: str) -> Path:
-        """In the WebUI's LoRA folder; OutputError for a path or a name that is taken elsewhere."""
-        return loras.output_path(name)
 
     def checkpoint(self) -> CheckpointInfo:
         """The chosen checkpoint; its sha256 as the WebUI knows it (``""`` under --no-hashing)."""
@@ -122,7 +98,7 @@ class A1111Host:
 
     def picture_size(self) -> int | None:
         """See ``KnowsSize``; from the checkpoint's metadata."""
-        return _resolution(model.current_entry())
+        return resolution(model.current_entry())
 
     @contextmanager
     def open(self) -> Iterator[A1111Session]:
@@ -141,83 +117,25 @@ class A1111Host:
                 identity.check_alive()  # a model that was swapped in mid-forward explains the error better
                 raise
 
-    @contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """The WebUI's queue, as a job of its own."""
-        from modules import call_queue, shared
-
-        with call_queue.queue_lock:
-            shared.state.begin(job="ziplora")
-            try:
-                yield
-            finally:
-                shared.state.end()
-                shared.state.skipped = shared.state.interrupted = shared.state.stopping_generation = False
-
-    def report(self, progress: Progress) -> None:
-        """Show progress in the WebUI's own bar."""
-        from modules import shared
-
-        state = shared.state
-        state.job_count, state.job_no = 1, 0
-        state.sampling_steps, state.sampling_step = progress.total, progress.step
-        state.textinfo = " ".join(progress.text.split())
-
-    def interrupted(self) -> bool:
-        """Whether Interrupt was pressed, in our tab or (after this picture) in the txt2img tab."""
-        from modules import shared
-
-        return bool(shared.state.interrupted or shared.state.stopping_generation)
-
-    def finish_requested(self) -> bool:
-        """Whether Finish now (the WebUI's Skip) was pressed."""
-        from modules import shared
-
-        return bool(shared.state.skipped)
-
-    def interrupt(self) -> None:
-        """Ask the running job to stop."""
-        from modules import shared
-
-        shared.state.interrupt()
-
-    def finish_now(self) -> None:
-        """Ask the running job to stop optimising and to write."""
-        from modules import shared
-
-        shared.state.skip()
-
     def refresh(self, path: Path) -> None:
         """List the LoRAs anew and forget what a replaced file has left behind; under the lock."""
         loras.refresh(path, model.loaded())
 
-    def card_changed(self, path: Path) -> None:
-        """See ``ShowsCards``; the LoRA pane knows of no file that is newer than itself."""
-        loras.card_changed(path)
-
-    def data_folder(self) -> Path | None:
-        """Beside the WebUI's own caches."""
-        from modules import cache, paths
-
-        folder = getattr(cache, "cache_dir", None)
-        return (Path(folder) if folder else Path(paths.data_path) / "cache") / "ziplora"
-
-    def samplers(self) -> Sequence[str]:
-        """The samplers that the txt2img tab offers."""
-        return drawing.samplers()
-
-    def default_sampler(self) -> Sampler:
-        """What the txt2img tab begins with."""
-        return drawing.default_sampler()
-
     def check_drawing(self) -> None:
         """Raise HostError when the WebUI can't draw with LoRAs of SDXL."""
+        model.check_kind(model.require_loaded())
         drawing.check()
 
-    def drawing(self, sampler: Sampler, count: int) -> AbstractContextManager[Pen]:
+    @contextmanager
+    def drawing(self, sampler: Sampler, count: int) -> Iterator[Pen]:
         """See ``Draws.drawing``; pictures are drawn as the txt2img tab draws them."""
-        return drawing.drawing(sampler, count, self.picture_size() or SDXL_SIZE)
-
-    def api_access(self) -> ApiAccess | None:
-        """Those who may use the WebUI's own API; None without --api."""
-        return api.access()
+        model.load_selected()
+        self.check_drawing()
+        loaded = model.require_loaded()
+        with (
+            guard.memory_released(loaded),
+            guard.remarks_aside(),
+            loras.off_afterwards(loaded),
+            drawing.pen(sampler, count, self.picture_size() or SDXL_SIZE) as pen,
+        ):
+            yield pen

@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 
 from lib_ziplora import api, cli
 from lib_ziplora.hosts import ApiAccess
-from lib_ziplora.hosts._a1111.api import access, credentials, password_check
+from lib_ziplora.hosts._webui.api import access, credentials, password_check
 from lib_ziplora.jobs.service import Service
 from lib_ziplora.origins import AllowedOrigins, ServedNames, foreign_page, is_local
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from lib_ziplora.errors import HostError, LoraFileError, OutputError
 from lib_ziplora.hosts import Progress, detect
-from lib_ziplora.hosts._a1111 import loras as loras_module
+from lib_ziplora.hosts._webui import loras as loras_module
 from lib_ziplora.hosts.a1111 import A1111Host
 
 from . import a1111_webui as webui

@@ -13,8 +13,10 @@ import pytest
 
 from lib_ziplora.errors import LoraFileError
 from lib_ziplora.hosts import KnowsSize, ShowsCards
-from lib_ziplora.hosts._a1111 import loras
-from lib_ziplora.hosts.a1111 import SDXL_SIZE, A1111Host, A1111Session
+from lib_ziplora.hosts._a1111 import loras as a1111_loras
+from lib_ziplora.hosts._webui import loras
+from lib_ziplora.hosts._webui.host import SDXL_SIZE
+from lib_ziplora.hosts.a1111 import A1111Host, A1111Session
 
 NAMES = ["cat", "dog", "ink"]
 SECONDS = 30
@@ -117,7 +119,7 @@ def test_the_list_never_shrinks_while_merges_are_written(extension: Extension) -
     for number in range(10):
         file = extension.folder / f"merge {number}.safetensors"
         file.write_bytes(b"")
-        loras.refresh(file, None)
+        a1111_loras.refresh(file, None)
     written.set()
     polling.join(SECONDS)
     assert seen == sorted(seen) and min(seen) >= len(NAMES)
@@ -127,7 +129,7 @@ def test_the_list_never_shrinks_while_merges_are_written(extension: Extension) -
 
 def test_the_pane_looks_again_at_what_was_written(extension: Extension) -> None:
     file, preview = (extension.folder / f"cat.{end}" for end in ("safetensors", "preview.png"))
-    loras.refresh(file, None)
+    a1111_loras.refresh(file, None)
     A1111Host().card_changed(preview)
     assert extension.looked_at == [str(file), str(preview)]
     assert isinstance(A1111Host(), ShowsCards)
@@ -137,7 +139,7 @@ def test_a_file_that_was_replaced_is_found_by_its_new_hash_alone(extension: Exte
     file = extension.folder / "cat.safetensors"
     for content in ("old", "new"):
         file.write_text(content)
-        loras.refresh(file, None)
+        a1111_loras.refresh(file, None)
     assert list(extension.available_network_hash_lookup) == ["new"]
     assert extension.available_network_hash_lookup["new"] is extension.available_networks["cat"]
     assert not extension.forbidden_network_aliases
@@ -147,7 +149,7 @@ def test_an_alias_of_two_files_means_neither(extension: Extension) -> None:
     for name in ("one.first", "one.second"):
         file = extension.folder / f"{name}.safetensors"
         file.write_bytes(b"")
-        loras.refresh(file, None)
+        a1111_loras.refresh(file, None)
     assert list(extension.forbidden_network_aliases) == ["one"]
 
 

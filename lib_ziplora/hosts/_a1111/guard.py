@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .._webui.guard import frozen, instance_forwards_aside
 from . import loras
 
 SDP = "sdp - scaled dot product"
@@ -185,24 +186,6 @@ def schedule_of_settings(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def instance_forwards_aside(unet: nn.Module) -> Iterator[None]:
-    """Set aside ``forward`` and ``_forward`` that extensions put on single modules (Hypertile, ControlNet)."""
-    aside = [
-        (module, name, module.__dict__[name])
-        for module in unet.modules()
-        for name in ("forward", "_forward")
-        if name in module.__dict__
-    ]
-    try:
-        for module, name, _ in aside:
-            del module.__dict__[name]
-        yield
-    finally:
-        for module, name, value in aside:
-            module.__dict__[name] = value
-
-
-@contextmanager
 def own_forward(unet: nn.Module) -> Iterator[None]:
     """sgm's own UNet forward and concatenation, whatever its class has become (FreeU)."""
     from modules import sd_hijack, sd_hijack_unet
@@ -241,21 +224,3 @@ def loras_off(model: Any) -> Iterator[None]:
     """The checkpoint's own weights; they stay so until a picture names a LoRA."""
     loras.take_off(model)
     yield
-
-
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter asks for a gradient and every module is in evaluation mode; then as before."""
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        for parameter, _ in flags:
-            parameter.requires_grad_(False)
-        for module, _ in modes:
-            module.training = False
-        yield
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
-        for module, mode in modes:
-            module.training = mode

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 
 from ...errors import HostError, OutputError
 from .. import Drawn, OnStep, Pen, Picture, Sampler
-from . import guard, loras, model
+from . import loras
 
 FIRST_SIZE = 512
 """Width and height in the txt2img tab before anybody has changed them; nothing for SDXL."""
@@ -63,8 +63,7 @@ def _ui_config() -> Mapping[str, Any]:
 
 
 def check() -> None:
-    """Raise HostError when the WebUI can't draw with LoRAs of SDXL."""
-    model.check_kind(model.require_loaded())
+    """Raise HostError when the WebUI can't apply a ``<lora:…>``."""
     if loras.extension() is None:
         raise HostError(
             "The WebUI's built-in Lora extension is switched off, without which <lora:…> draws nothing. "
@@ -73,8 +72,8 @@ def check() -> None:
 
 
 @contextmanager
-def drawing(sampler: Sampler, count: int, native: int) -> Iterator[Pen]:
-    """A pen for so many pictures; afterwards no LoRA is on, and everything else is what it was.
+def pen(sampler: Sampler, count: int, native: int) -> Iterator[Pen]:
+    """A pen for so many pictures; afterwards random state and prompt history are what they were.
 
     Args:
         sampler: how to draw.
@@ -82,33 +81,13 @@ def drawing(sampler: Sampler, count: int, native: int) -> Iterator[Pen]:
         native: width and height where none are given.
 
     Raises:
-        HostError: nothing can be drawn, or there is no such sampler.
+        HostError: there is no such sampler.
     """
-    model.load_selected()
-    check()
     if sampler.name and sampler.name not in samplers():
         raise HostError(f"There is no sampler {sampler.name!r}; choose one of {', '.join(samplers())}.")
-    loaded = model.require_loaded()
-    with ExitStack() as stack:
-        for step in (
-            guard.memory_released(loaded),
-            torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))),
-            guard.remarks_aside(),
-            _prompt_history_kept(),
-            _off_afterwards(loaded),
-        ):
-            stack.enter_context(step)
-        yield A1111Pen(sampler, count, native)
-
-
-@contextmanager
-def _off_afterwards(loaded: Any) -> Iterator[None]:
-    """The checkpoint's own weights afterwards; the next picture puts on what it names."""
-    try:
-        yield
-    finally:
-        if model.loaded() is loaded:
-            loras.take_off(loaded)
+    gpus = list(range(torch.cuda.device_count()))
+    with torch.random.fork_rng(devices=gpus), _prompt_history_kept():
+        yield WebuiPen(sampler, count, native)
 
 
 @contextmanager
@@ -125,7 +104,7 @@ def _prompt_history_kept() -> Iterator[None]:
 
 
 @dataclass
-class A1111Pen:
+class WebuiPen:
     """``Pen`` over the WebUI's ``processing``; scripts and extensions of the txt2img tab take no part."""
 
     sampler: Sampler

@@ -1,0 +1,44 @@
+"""Changes of a WebUI's model that every adapter makes for the time of a session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+
+@contextmanager
+def instance_forwards_aside(unet: nn.Module) -> Iterator[None]:
+    """Set aside ``forward`` and ``_forward`` that extensions put on single modules (Hypertile, ControlNet)."""
+    aside = [
+        (module, name, module.__dict__[name])
+        for module in unet.modules()
+        for name in ("forward", "_forward")
+        if name in module.__dict__
+    ]
+    try:
+        for module, name, _ in aside:
+            del module.__dict__[name]
+        yield
+    finally:
+        for module, name, value in aside:
+            module.__dict__[name] = value
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter asks for a gradient and every module is in evaluation mode; then as before."""
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)
+        for module, _ in modes:
+            module.training = False
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,109 @@
+"""The part of ``Host`` that is the same in Automatic1111 and in its forks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .. import ApiAccess, InstalledLora, Progress, Sampler
+from . import api, drawing, loras
+
+SDXL_SIZE = 1024
+SMALLEST_SIZE, LARGEST_SIZE = 64, 2048
+
+
+def resolution(entry: Any | None) -> int | None:
+    """The edge of the square pictures that a checkpoint's metadata (ModelSpec) name; None without any."""
+    given = (getattr(entry, "metadata", None) or {}).get("modelspec.resolution")
+    width, mark, height = str(given or "").lower().partition("x")
+    if not width.isdecimal() or (mark and height != width):
+        return None
+    size = int(width)
+    return size if SMALLEST_SIZE <= size <= LARGEST_SIZE and size % SMALLEST_SIZE == 0 else None
+
+
+class WebuiHost:
+    """LoRA list, queue, progress and settings of a WebUI. LoRAs are named, never given by a path."""
+
+    def loras(self) -> Sequence[InstalledLora]:
+        """What the WebUI's LoRA pane lists, freshly listed, sorted by name."""
+        return loras.installed()
+
+    def resolve(self, lora: str) -> Path:
+        """The file of an installed LoRA's name; LoraFileError when there is none."""
+        return loras.resolve(lora)
+
+    def output_path(self, name: str) -> Path:
+        """In the WebUI's LoRA folder; OutputError for a path or a name that is taken elsewhere."""
+        return loras.output_path(name)
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """The WebUI's queue, as a job of its own."""
+        from modules import call_queue, shared
+
+        with call_queue.queue_lock:
+            shared.state.begin(job="ziplora")
+            try:
+                yield
+            finally:
+                shared.state.end()
+                shared.state.skipped = shared.state.interrupted = shared.state.stopping_generation = False
+
+    def report(self, progress: Progress) -> None:
+        """Show progress in the WebUI's own bar."""
+        from modules import shared
+
+        state = shared.state
+        state.job_count, state.job_no = 1, 0
+        state.sampling_steps, state.sampling_step = progress.total, progress.step
+        state.textinfo = " ".join(progress.text.split())
+
+    def interrupted(self) -> bool:
+        """Whether Interrupt was pressed, in our tab or (after this picture) in the txt2img tab."""
+        from modules import shared
+
+        return bool(shared.state.interrupted or shared.state.stopping_generation)
+
+    def finish_requested(self) -> bool:
+        """Whether Finish now (the WebUI's Skip) was pressed."""
+        from modules import shared
+
+        return bool(shared.state.skipped)
+
+    def interrupt(self) -> None:
+        """Ask the running job to stop."""
+        from modules import shared
+
+        shared.state.interrupt()
+
+    def finish_now(self) -> None:
+        """Ask the running job to stop optimising and to write."""
+        from modules import shared
+
+        shared.state.skip()
+
+    def card_changed(self, path: Path) -> None:
+        """See ``ShowsCards``; the LoRA pane knows of no file that is newer than itself."""
+        loras.card_changed(path)
+
+    def data_folder(self) -> Path | None:
+        """Beside the WebUI's own caches."""
+        from modules import cache, paths
+
+        folder = getattr(cache, "cache_dir", None)
+        return (Path(folder) if folder else Path(paths.data_path) / "cache") / "ziplora"
+
+    def samplers(self) -> Sequence[str]:
+        """The samplers that the txt2img tab offers."""
+        return drawing.samplers()
+
+    def default_sampler(self) -> Sampler:
+        """What the txt2img tab begins with."""
+        return drawing.default_sampler()
+
+    def api_access(self) -> ApiAccess | None:
+        """Those who may use the WebUI's own API; None without --api."""
+        return api.access()

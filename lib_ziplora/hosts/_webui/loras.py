@@ -1,0 +1,142 @@
+"""The LoRAs of a WebUI: listing, names, files, cards; Automatic1111 and its forks keep them alike."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import Any
+
+from ...errors import LoraFileError, OutputError
+from ...names import validate_name
+from .. import InstalledLora
+from ..cards import user_metadata
+
+SUFFIX = ".safetensors"
+EXTENSIONS = (".safetensors", ".pt", ".ckpt")
+
+
+def extension() -> Any | None:
+    """The built-in Lora extension's ``networks`` module, or None when it is switched off."""
+    try:
+        import networks  # type: ignore[import-not-found]
+    except ImportError:
+        return None
+    return networks if hasattr(networks, "available_networks") else None
+
+
+def folders() -> list[Path]:
+    """Where LoRAs are looked for; new ones go into the first."""
+    from modules import paths, shared
+
+    first = getattr(shared.cmd_opts, "lora_dir", None) or os.path.join(paths.models_path, "Lora")  # noqa: PTH118
+    second = getattr(shared.cmd_opts, "lyco_dir_backcompat", None)
+    return [Path(folder).absolute() for folder in (first, second) if folder]
+
+
+def files() -> list[Path]:
+    """Every LoRA file in the WebUI's folders, in its order (of equal stems the last one counts)."""
+    from modules import shared
+
+    return [Path(name) for folder in folders() for name in shared.walk_files(str(folder), EXTENSIONS)]
+
+
+def table() -> dict[str, Path]:
+    """Name -> file, as the prompt ``<lora:name:1>`` finds it, freshly listed.
+
+    The folders are walked here, since the extension empties its own table before it lists anew, and
+    whoever reads it meanwhile finds half of it.
+    """
+    return {path.stem: path for path in files() if path.is_file()}
+
+
+def known(networks: Any) -> dict[str, Path]:
+    """Name -> file of what the extension has listed so far."""
+    return {name: Path(entry.filename) for name, entry in list(networks.available_networks.items())}
+
+
+def installed() -> list[InstalledLora]:
+    """The installed LoRAs, freshly listed, sorted by name."""
+    found = table()
+    names = sorted(found, key=lambda name: (name.casefold(), name))
+    return [InstalledLora(name, found[name], user_metadata(found[name])) for name in names]
+
+
+def resolve(name: str) -> Path:
+    """The file of an installed LoRA; a path is no name.
+
+    Raises:
+        LoraFileError: no LoRA of that name.
+    """
+    networks = extension()
+    path = known(networks).get(name) if networks is not None else None
+    if path is not None and path.is_file():
+        return path
+    found = table()
+    if name in found:
+        return found[name]
+    near = difflib.get_close_matches(name, found, n=3)
+    advice = (
+        f"Did you mean {', '.join(near)}?" if near else "Press the refresh button and choose from the list."
+    )
+    raise LoraFileError(f"There is no LoRA named {name!r} in the WebUI. {advice}")
+
+
+def output_path(name: str) -> Path:
+    """Where a merged LoRA of that name goes: the WebUI's LoRA folder itself.
+
+    Raises:
+        OutputError: a path, a name that a prompt can't hold, or one that a LoRA elsewhere has.
+    """
+    validate_name(name)
+    if "=" in name:
+        raise OutputError(f"The output name {name!r} holds '=', which a <lora:…> tag can't; leave it out.")
+    if name.casefold() == "addams":
+        raise OutputError(f"The output name {name!r} is reserved by the WebUI; choose another name.")
+    target = folders()[0] / f"{name}{SUFFIX}"
+    for path in files():
+        if path.stem.casefold() == name.casefold() and path.absolute() != target:
+            raise OutputError(
+                f"The name {name} means the LoRA {path} already, wherever the new file lies. Choose another name."
+            )
+    return target
+
+
+def listed_again(networks: Any, path: Path) -> None:
+    """Make a file that was just written known to list and pane, and forget conditionings made with an older one."""
+    _list(networks, path)
+    card_changed(path)
+    _clear_conditioning_caches()
+
+
+def _list(networks: Any, path: Path) -> None:
+    """Put one file on the extension's list.
+
+    The extension's own listing empties the list first, and whoever looks meanwhile finds half of it.
+    """
+    name = path.stem
+    before = networks.available_networks.get(name)
+    entry = networks.network.NetworkOnDisk(name, str(path))
+    if before is not None and before.hash != entry.hash:
+        networks.available_network_hash_lookup.pop(before.shorthash, None)
+    aliases = networks.available_network_aliases
+    if aliases.get(entry.alias, entry).name != name:
+        networks.forbidden_network_aliases[entry.alias.lower()] = 1
+    networks.available_networks[name] = aliases[name] = aliases[entry.alias] = entry
+
+
+def card_changed(path: Path) -> None:
+    """Have the LoRA pane look at a file again, as the WebUI does after it has written one itself."""
+    from modules import ui_extra_networks
+
+    for page in ui_extra_networks.extra_pages:
+        if page.name == "lora":
+            page.lister.update_file_entry(str(path))
+
+
+def _clear_conditioning_caches() -> None:
+    from modules import processing
+
+    base, txt2img = processing.StableDiffusionProcessing, processing.StableDiffusionProcessingTxt2Img
+    for cache in (base.cached_c, base.cached_uc, txt2img.cached_hr_c, txt2img.cached_hr_uc):
+        cache[:] = [None] * len(cache)
