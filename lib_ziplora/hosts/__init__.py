@@ -1,7 +1,7 @@
 """What ``job.py`` needs from the world around it, and which world this is.
 
-Two adapters implement ``Host``: ``a1111`` and ``standalone`` (diffusers). Forge and reForge are
-recognised and refused in words. Detection is by feature, never by version.
+Adapters implement ``Host``: ``a1111``, ``forge`` (Neo too), ``reforge`` (Classic too) and ``standalone`` (diffusers).
+SD.Next is recognised and refused in words. Detection is by feature, never by version.
 """
 
 from __future__ import annotations
@@ -255,16 +255,23 @@ class KnowsLayers(Protocol):
         ...
 
 
-_ADAPTERS = {
-    "forge": ("forge", "ForgeHost"),
-    "reforge": ("reforge", "ReforgeHost"),
-    "a1111": ("a1111", "A1111Host"),
-}
-"""Kind of WebUI -> the module of this package and the class that adapt it."""
+@runtime_checkable
+class TellsFacts(Protocol):
+    """A host that can say what a bug report should tell of it."""
+
+    def facts(self) -> Mapping[str, str]:
+        """Name -> value: the host's version, its attention, the versions of what it rests on."""
+        ...
+
+
+_ADAPTERS = {"forge": "ForgeHost", "reforge": "ReforgeHost", "a1111": "A1111Host"}
+"""Kind of WebUI, whose module in this package has the same name -> the class that adapts it."""
 
 
 def kind() -> str:
-    """Which WebUI this process is, by what can be imported: forge, reforge, a1111 or ``""``."""
+    """Which WebUI this process is, by what can be imported: sdnext, forge, reforge, a1111 or ``""``."""
+    if _importable("modules.modeldata"):
+        return "sdnext"
     if _importable("backend.memory_management"):
         return "forge"
     if _importable("modules_forge") and _importable("ldm_patched"):
@@ -281,12 +288,11 @@ def detect() -> Host:
     found = kind()
     if not found:
         raise HostError("This is no WebUI. Use python -m lib_ziplora serve, which needs none.")
-    module, adapter = _ADAPTERS[found]
-    if not _importable(f"{__name__}.{module}"):
+    if found not in _ADAPTERS:
         raise HostError(
-            f"This WebUI is {found}, which ZipLoRA can't use yet. Use python -m lib_ziplora serve."
+            "This WebUI is SD.Next, which ZipLoRA can't work in. Use python -m lib_ziplora serve, which needs no WebUI."
         )
-    host: Host = getattr(importlib.import_module(f"{__name__}.{module}"), adapter)()
+    host: Host = getattr(importlib.import_module(f"{__name__}.{found}"), _ADAPTERS[found])()
     return host
 
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from ..denoiser import Conditioning, TextDeltas
-from ..errors import HostError
 from . import CheckpointInfo, Pen, Sampler
 from ._a1111 import guard, loras, model, text
 from ._webui import drawing
+from ._webui.encoding import encode_images
 from ._webui.host import SDXL_SIZE, WebuiHost, resolution
 from .offload import parked
 
@@ -40,21 +39,7 @@ class A1111Session:
 
     def encode_images(self, images: Tensor, *, seed: int) -> Tensor:
         """See ``Session.encode_images``; one image at a time, with the VAE that is loaded."""
-        from modules import sd_samplers_common
-
-        latents = []
-        gpus = list(range(torch.cuda.device_count()))
-        with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=gpus):
-            torch.manual_seed(seed)
-            for image in images.split(1):
-                latent = sd_samplers_common.images_tensor_to_samples(image, 0, self.identity.model)
-                latents.append(latent.to(self.denoiser.device, torch.float32))
-        encoded = torch.cat(latents)
-        if not torch.isfinite(encoded).all():
-            raise HostError(
-                "The VAE made NaNs of the reference images. Start the WebUI with --no-half-vae, or choose another VAE."
-            )
-        return encoded
+        return encode_images(self.identity.model, images, seed)
 
     def unet_alone(self) -> AbstractContextManager[None]:
         """See ``Session.unet_alone``; under --medvram the WebUI sees to that by itself.
@@ -139,3 +124,10 @@ class A1111Host(WebuiHost):
             drawing.pen(sampler, count, self.picture_size() or SDXL_SIZE) as pen,
         ):
             yield pen
+
+    def facts(self) -> Mapping[str, str]:
+        """See ``TellsFacts``."""
+        from modules import sd_hijack
+
+        attention = getattr(sd_hijack.current_optimizer, "name", "none")
+        return {**super().facts(), "attention": f"{attention} (sdp for a merge)"}

@@ -24,6 +24,7 @@ from ._diffusers import checkpoint as checkpoints
 from ._diffusers import draw, folders, model, text
 from ._diffusers.folders import SUFFIX as SUFFIX
 from .offload import parked
+from .text_deltas import applied
 
 DISTILLED_STEPS = 8
 """Of a picture with a Lightning, Hyper, Turbo, LCM or DMD2 checkpoint."""
@@ -47,7 +48,7 @@ class DiffusersSession:
     ) -> Conditioning:
         """See ``Session.encode_prompts``; IncompatibleError for a delta that fits no layer."""
         modules = text.text_modules([self.pipeline.text_encoder, self.pipeline.text_encoder_2])
-        with text.applied(deltas, modules):
+        with applied(deltas, modules):
             return text.encode(self.pipeline, prompts, width=width, height=height, negative=negative)
 
     @torch.no_grad()
@@ -297,6 +298,13 @@ class StandaloneHost:
             return (Path(own) if own else Path.home() / ".cache") / "ziplora"
         except RuntimeError:
             return None
+
+    def facts(self) -> Mapping[str, str]:
+        """See ``TellsFacts``."""
+        import diffusers
+        import transformers
+
+        return {"diffusers": diffusers.__version__, "transformers": transformers.__version__}
 
     def _where(self) -> str:
         where = ", ".join(str(folder) for folder in self._lora_dirs)

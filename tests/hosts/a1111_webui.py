@@ -1,60 +1,37 @@
-"""Loads a real WebUI in this process, for the tests that are marked ``webui``.
-
-``ZIPLORA_WEBUI`` is the WebUI's folder, whose configured checkpoint is loaded on the CPU in fp32;
-pytest runs under the WebUI's own Python. ``ZIPLORA_WEBUI_ARGS`` adds arguments (``--medvram``).
-"""
+"""Loads a real Automatic1111 WebUI in this process, on the CPU in fp32; see ``real_webui``."""
 
 from __future__ import annotations
 
 import functools
 import importlib
-import os
 import random
-import shlex
-import sys
-import tempfile
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from safetensors.torch import save_file
 
 from lib_ziplora.hosts._a1111 import text as text_module
 from lib_ziplora.lora.formats.keys import canonical_modules
 
-ROOT = os.environ.get("ZIPLORA_WEBUI", "")
-PRESENT = bool(ROOT) and (Path(ROOT) / "webui.py").is_file()
-REASON = "needs ZIPLORA_WEBUI=<folder of a WebUI> and the WebUI's own Python"
-marks = [pytest.mark.webui, pytest.mark.skipif(not PRESENT, reason=REASON)]
+from . import real_webui
+from .real_webui import own_lora_folder, started_in_its_folder
+
+marks = real_webui.marks("a1111")
 
 ARGUMENTS = (
     "--use-cpu all --no-half --no-half-vae --precision full --skip-torch-cuda-test --skip-version-check "
     "--no-download-sd-model --do-not-download-clip --skip-load-model-at-start "
     "--disable-console-progressbars --no-prompt-history"
 )
-ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_OFFLINE": "1",
-    "GRADIO_ANALYTICS_ENABLED": "False",
-    "CUDA_VISIBLE_DEVICES": "",
-    "COVERAGE_RUN": "1",  # the WebUI leaves the interrupt signal alone
-    "IGNORE_CMD_ARGS_ERRORS": "1",
-}
 
 
 @functools.cache
 def boot() -> Any:
     """``modules.shared`` of the WebUI with its model loaded and its LoRAs listed in a folder of our own."""
-    os.environ.update(ENVIRONMENT)
-    argv, folder = sys.argv, Path.cwd()
-    extra = shlex.split(os.environ.get("ZIPLORA_WEBUI_ARGS", ""))
-    sys.argv = ["launch.py", *ARGUMENTS.split(), "--data-dir", ROOT, *extra]
-    os.chdir(ROOT)
-    sys.path.insert(0, ROOT)
-    try:
+    with started_in_its_folder(ARGUMENTS):
         initialize = importlib.import_module("modules.initialize")
         initialize.imports()
         initialize.initialize()
@@ -64,20 +41,8 @@ def boot() -> Any:
         sd_hijack = importlib.import_module("modules.sd_hijack")
         if sd_hijack.current_optimizer is None:
             sd_hijack.apply_optimizations()
-    finally:
-        sys.argv = argv
-        os.chdir(folder)
-    _own_lora_folder(shared)
+    own_lora_folder(shared)
     return shared
-
-
-def _own_lora_folder(shared: Any) -> None:
-    """The installed LoRAs as links in a temporary folder, so that tests write nothing into the WebUI's."""
-    folder = Path(tempfile.mkdtemp(prefix="loras-"))
-    for file in Path(shared.cmd_opts.lora_dir).glob("*.safetensors"):
-        (folder / file.name).symlink_to(file)
-    shared.cmd_opts.lora_dir, shared.cmd_opts.lyco_dir_backcompat = str(folder), str(folder / "none")
-    importlib.import_module("networks").list_available_networks()
 
 
 def module(name: str) -> Any:
@@ -93,27 +58,9 @@ def use_loras(*loras: tuple[str, float, float]) -> None:
 
 
 def picture(prompt: str, keep_caches: bool = False) -> np.ndarray:
-    """A small picture, drawn as the txt2img tab draws it; its conditioning is computed anew unless asked."""
-    processing = module("modules.processing")
-    caches = (processing.StableDiffusionProcessing.cached_c, processing.StableDiffusionProcessing.cached_uc)
-    for cache in () if keep_caches else caches:
-        cache[0] = None
-    p = processing.StableDiffusionProcessingTxt2Img(
-        sd_model=boot().sd_model,
-        prompt=prompt,
-        negative_prompt="",
-        width=128,
-        height=128,
-        steps=3,
-        cfg_scale=3.5,
-        seed=1,
-        sampler_name="Euler",
-        scheduler="Automatic",
-        do_not_save_samples=True,
-        do_not_save_grid=True,
-    )
-    with closing(p):
-        return np.asarray(processing.process_images(p).images[0])
+    """See ``real_webui.picture``."""
+    boot()
+    return real_webui.picture(prompt, keep_caches)
 
 
 def inputs(batch: int = 2) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:

@@ -19,7 +19,7 @@ from lib_ziplora.hosts._diffusers.prompts import parse, windows
 from lib_ziplora.hosts.standalone import StandaloneHost
 
 from ..support import minixl
-from . import a1111_webui as webui
+from . import real_webui as webui
 
 pytest.importorskip("diffusers")
 
@@ -179,7 +179,7 @@ def webui_code(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType
 
 
 @pytest.mark.webui
-@pytest.mark.skipif(not webui.PRESENT, reason="needs ZIPLORA_WEBUI=<folder of a WebUI>; any Python")
+@pytest.mark.skipif(webui.KIND != "a1111", reason="needs ZIPLORA_WEBUI=<folder of a WebUI>; any Python")
 class TestAgainstTheWebui:
     @pytest.mark.parametrize("prompt", CARDS)
     def test_the_conditioning_is_the_webuis(

@@ -152,6 +152,7 @@ def test_an_unknown_webui_gets_a_tab_that_says_so(
     [
         ({"backend.memory_management", "modules.shared", "modules_forge"}, "forge"),
         ({"modules_forge", "ldm_patched", "modules.shared"}, "reforge"),
+        ({"modules.modeldata", "modules.shared"}, "sdnext"),
         ({"modules.shared"}, "a1111"),
         (set(), ""),
     ],
@@ -165,4 +166,10 @@ def test_hosts_are_told_apart_by_what_they_have(
 
 def test_outside_a_webui_detection_says_what_to_do() -> None:
     with pytest.raises(HostError, match="serve"):
+        hosts.detect()
+
+
+def test_sdnext_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hosts, "_importable", {"modules.modeldata", "modules.shared"}.__contains__)
+    with pytest.raises(HostError, match=r"SD\.Next.*serve"):
         hosts.detect()

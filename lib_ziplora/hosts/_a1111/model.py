@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from ...denoiser import Conditioning, PredictionType
 from ...errors import HostError
+from .._webui.kind import LATENT_CHANNELS, NEED, check_base
 
-NEED = "Choose an SDXL base checkpoint at the top of the page."
-LATENT_CHANNELS = 4
 LOAD_BUTTON = (
     "Load it with Settings > Actions > Load the SD checkpoint, or choose it again at the top of the page."
 )
@@ -109,24 +108,13 @@ def check_kind(model: Any) -> None:
         raise HostError(f"{name} is SSD-1B, which lacks a part of SDXL's layers. {NEED}")
     if not getattr(model, "is_sdxl", False) or not hasattr(model, "conditioner"):
         raise HostError(f"{name} is not SDXL. {NEED}")
-    unet = model.model.diffusion_model
-    encoders = text_encoders(model)
-    if 1 not in encoders and 2 in encoders:
-        raise HostError(f"{name} is the SDXL refiner, which LoRAs are not made for. {NEED}")
-    if set(encoders) != {1, 2} or not hasattr(unet, "label_emb"):
-        raise HostError(f"{name} lacks SDXL's two text encoders or its size conditioning. {NEED}")
-    channels = unet.input_blocks[0][0].weight.shape[1]
-    if channels != LATENT_CHANNELS:
-        raise HostError(
-            f"{name} takes {channels} input channels instead of {LATENT_CHANNELS}: "
-            f"an inpainting or editing model. {NEED}"
+    widths = {
+        number: int(
+            (encoder.text_model.final_layer_norm if number == 1 else encoder.ln_final).weight.shape[0]
         )
-    given = encoders[1].text_model.final_layer_norm.weight.shape[0] + encoders[2].ln_final.weight.shape[0]
-    taken = _context_width(unet)
-    if given != taken:
-        raise HostError(
-            f"{name}'s UNet attends to {taken} text features, but its encoders give {given}. {NEED}"
-        )
+        for number, encoder in text_encoders(model).items()
+    }
+    check_base(name, model.model.diffusion_model, widths)
 
 
 def text_encoders(model: Any) -> dict[int, Any]:
@@ -139,14 +127,6 @@ def text_encoders(model: Any) -> dict[int, Any]:
         elif hasattr(getattr(wrapped, "model", None), "ln_final"):
             found[2] = wrapped.model
     return found
-
-
-def _context_width(unet: nn.Module) -> int:
-    """Input width of the first cross-attention's keys; 0 where there is no cross-attention."""
-    for path, module in unet.named_modules():
-        if path.endswith("attn2.to_k"):
-            return int(module.weight.shape[1])
-    return 0
 
 
 def check_weights(model: Any) -> None:

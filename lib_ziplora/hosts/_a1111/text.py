@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ...denoiser import Conditioning, TextDeltas
-from ...errors import IncompatibleError
+from .._webui.encoding import encode_prompts
+from ..text_deltas import require_layers, summed
 from .model import text_encoders
 
 OPEN_CLIP_LINEAR = {
@@ -70,19 +71,13 @@ def applied(deltas: TextDeltas, places: Mapping[str, Slot]) -> Iterator[None]:
         IncompatibleError: a layer that the text encoders don't have, or of another shape.
     """
     names = [name for name in deltas if name not in NOT_APPLIED]
-    missing = sorted(name for name in names if name not in places)
-    if missing:
-        raise IncompatibleError(
-            f"The checkpoint's text encoders have no layer {missing[0]}"
-            f"{f' (and {len(missing) - 1} more)' if len(missing) > 1 else ''}; "
-            "is the LoRA made for SDXL? Set the text encoder layers to none to leave them out."
-        )
+    require_layers(names, places)
     saved: dict[str, Tensor] = {}
     try:
         with torch.no_grad():
             for name in names:
                 saved[name] = places[name].weight.clone()
-                _add(places[name].weight, deltas[name](), name)
+                places[name].weight.copy_(summed(places[name].weight, deltas[name](), name))
         yield
     finally:
         with torch.no_grad():
@@ -90,37 +85,9 @@ def applied(deltas: TextDeltas, places: Mapping[str, Slot]) -> Iterator[None]:
                 places[name].weight.copy_(original)
 
 
-def _add(weight: Tensor, delta: Tensor, name: str) -> None:
-    if delta.shape != weight.shape:
-        raise IncompatibleError(
-            f"Layer {name} of the LoRA has a delta weight of shape {tuple(delta.shape)}, "
-            f"the checkpoint's is {tuple(weight.shape)}; is the LoRA made for SDXL?"
-        )
-    weight.copy_(weight.float() + delta.to(weight.device, torch.float32))
-
-
 def encode(
     model: Any, prompts: Sequence[str], *, width: int, height: int, negative: bool, deltas: TextDeltas
 ) -> Conditioning:
-    """Conditioning of ``prompts``, one row each, as a picture of that size would get it.
-
-    ``context`` is (batch, 77 * chunks, width of both encoders), ``vector`` pooled text and
-    embedded sizes. Extra-network tags such as ``<lora:…>`` are taken out of the prompts.
-    """
-    rows = []
+    """See ``encode_prompts``, with the deltas added meanwhile."""
     with torch.inference_mode(False), torch.no_grad(), applied(deltas, slots(model)):
-        for prompt in prompts:
-            rows.append(_encode_one(model, prompt, width, height, negative))
-    return Conditioning.cat(rows)
-
-
-def _encode_one(model: Any, prompt: str, width: int, height: int, negative: bool) -> Conditioning:
-    from modules import devices, extra_networks, prompt_parser
-
-    words, _ = extra_networks.parse_prompt(prompt)
-    if negative and not words.strip():
-        words = ""
-    batch = prompt_parser.SdConditioning([words], width=width, height=height, is_negative_prompt=negative)
-    with devices.autocast():
-        cond = model.get_learned_conditioning(batch)
-    return Conditioning(*(cond[name].detach().clone().to(devices.device) for name in ("crossattn", "vector")))
+        return encode_prompts(model, prompts, width=width, height=height, negative=negative)

@@ -18,6 +18,7 @@ from ...lora.io.read import read_lora
 from ...lora.layer import Lora
 from ...ziplora.hooks import adapters, check_fit, lora_hooks
 from .. import Drawn, OnStep, Pen, Picture, Sampler
+from ..text_deltas import applied
 from . import text
 from .model import SIZE_IDS
 
@@ -238,7 +239,7 @@ def worn(pipeline: Any, file: Path, weight: float) -> Iterator[None]:
     encoders = text.text_modules([pipeline.text_encoder, pipeline.text_encoder_2])
     with (
         lora_hooks(modules, branches),
-        text.applied(deltas, encoders),
+        applied(deltas, encoders),
         extras_on(pipeline.unet, lora, weight),
     ):
         yield

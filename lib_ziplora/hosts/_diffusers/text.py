@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...denoiser import Conditioning, TextDeltas
-from ...errors import IncompatibleError
+from ...denoiser import Conditioning
 from ...names import untagged
 from .prompts import emphasised, ids, windows
 
@@ -29,50 +27,6 @@ def text_modules(encoders: Sequence[nn.Module]) -> dict[str, nn.Module]:
                 full = path if rooted else f"text_model.{path}"
                 table[f"lora_te{number}_{full.replace('.', '_')}"] = module
     return table
-
-
-@contextmanager
-def applied(deltas: TextDeltas, modules: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Add dense delta weights to the text encoders; take them off again bit for bit.
-
-    Raises:
-        IncompatibleError: a layer that the text encoders don't have, or of another shape.
-    """
-    missing = sorted(set(deltas) - set(modules))
-    if missing:
-        raise IncompatibleError(
-            f"The checkpoint's text encoders have no layer {missing[0]}"
-            f"{f' (and {len(missing) - 1} more)' if len(missing) > 1 else ''}; "
-            "is the LoRA made for SDXL? Set the text encoder layers to none to leave them out."
-        )
-    saved: dict[str, Tensor] = {}
-    try:
-        for name, delta in deltas.items():
-            weight = _weight(modules[name])
-            with torch.no_grad():
-                saved[name] = weight.detach().clone()
-                _add(weight, delta, name)
-        yield
-    finally:
-        with torch.no_grad():
-            for name, original in saved.items():
-                _weight(modules[name]).copy_(original)
-
-
-def _weight(module: nn.Module) -> Tensor:
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    return weight
-
-
-def _add(weight: Tensor, delta: Callable[[], Tensor], name: str) -> None:
-    dense = delta()
-    if dense.shape != weight.shape:
-        raise IncompatibleError(
-            f"Layer {name} of the LoRA has a delta weight of shape {tuple(dense.shape)}, "
-            f"the checkpoint's is {tuple(weight.shape)}; is the LoRA made for SDXL?"
-        )
-    weight.copy_(weight.float() + dense.to(weight.device, torch.float32))
 
 
 def encode(pipeline: Any, prompts: Sequence[str], *, width: int, height: int, negative: bool) -> Conditioning:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -107,3 +108,10 @@ class WebuiHost:
     def api_access(self) -> ApiAccess | None:
         """Those who may use the WebUI's own API; None without --api."""
         return api.access()
+
+    def facts(self) -> Mapping[str, str]:
+        """See ``TellsFacts``; a subclass adds its attention."""
+        from modules import launch_utils
+
+        gradio = str(getattr(sys.modules.get("gradio"), "__version__", ""))
+        return {"WebUI": launch_utils.git_tag(), "gradio": gradio}
