@@ -1,4 +1,5 @@
-"""The command line: ``merge``, ``check``, ``re-export``, ``explain``, ``compare``, ``matrix``, ``inspect``, ``serve``.
+"""The command line: ``merge``, ``check``, ``re-export``, ``explain``, ``compare``, ``matrix``, ``inspect``,
+``self-test``, ``serve``.
 
 Exit codes: 0 done; 1 it can't be done (one sentence on stderr says why); 2 the command is
 wrong; 130 interrupted (one sentence says what was written, if anything).

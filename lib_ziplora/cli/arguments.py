@@ -25,6 +25,7 @@ ZipLoRA for Stable Diffusion XL: merge subject LoRAs and style LoRAs into one fi
   compare    draw a merge beside what it was made of
   matrix     every subject merged with every style
   inspect    show what is in a LoRA file, or where two of them overlap
+  self-test  whether a checkpoint can be merged against on this machine
   serve      the same as a page in the browser
 """
 
@@ -97,6 +98,18 @@ example:
   python -m lib_ziplora serve --checkpoint benchmarks/minixl/model --lora-dir benchmarks/minixl/loras
 """
 
+SELF_TEST_DESCRIPTION = """\
+One forward and one backward pass of the checkpoint's UNet at 64 x 64 pixels: whether gradients
+reach every layer, and whether the weights stay as they are. The paragraph belongs into a bug report.
+"""
+
+SELF_TEST_EPILOG = """\
+example:
+  python -m lib_ziplora self-test --checkpoint benchmarks/minixl/model
+
+exit codes: 0 passed; 1 failed, and why.
+"""
+
 COMPARE_DESCRIPTION = """\
 Draw one sheet of pictures with the same seeds: each LoRA alone, their plain sum and the merge,
 for the prompts that it was made with or for those that are given. It needs the coefficients
@@ -164,7 +177,9 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser("python -m lib_ziplora", description=DESCRIPTION, formatter_class=form)
     top.add_argument("--version", action="version", version=__version__)
     names = top.add_subparsers(
-        dest="command", required=True, metavar="{merge,check,re-export,explain,compare,matrix,inspect,serve}"
+        dest="command",
+        required=True,
+        metavar="{merge,check,re-export,explain,compare,matrix,inspect,self-test,serve}",
     )
 
     def command(
@@ -206,6 +221,7 @@ def parser() -> argparse.ArgumentParser:
     )
     matrix = command("matrix", MATRIX_DESCRIPTION, MATRIX_EPILOG, commands.matrix, MatrixRequest, matrix_from)
     inspect = command("inspect", INSPECT_DESCRIPTION, INSPECT_EPILOG, commands.inspect)
+    command("self-test", SELF_TEST_DESCRIPTION, SELF_TEST_EPILOG, commands.self_test)
     _add_serve(command("serve", SERVE_DESCRIPTION, SERVE_EPILOG, commands.serve))
     for one in (merge, again, matrix):
         one.add_argument(

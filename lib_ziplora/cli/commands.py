@@ -108,6 +108,13 @@ def explain(args: argparse.Namespace) -> int:
     return OK
 
 
+def self_test(args: argparse.Namespace) -> int:
+    """``self-test``: print whether the checkpoint can be merged against here."""
+    found = Service(_host(args)).self_test()
+    print(found.paragraph)
+    return FAILED if found.problem else OK
+
+
 def _run(args: argparse.Namespace, host: StandaloneHost) -> Job:
     """Submit what the arguments ask for and run it here, with a progress bar."""
     service, bar = Service(host), ProgressBar()

@@ -22,6 +22,7 @@ from ..pipeline.preflight import Preflight, preflight
 from ..pipeline.prepare import prepare
 from ..pipeline.reexport import ReexportRequest, prepare_reexport
 from ..report.report import MergeReport, failure
+from ..training.self_test import SelfTest, self_test
 from .queue import REMEMBERED, Job, JobQueue, State
 from .requests import Pictures, Prepared, Request, Result
 
@@ -71,6 +72,17 @@ class Service(JobQueue):
         """What can be told of a merge before it is made: problems, layers, overlap, size, memory, seconds."""
         found = preflight(request, self.host)
         return replace(found, seconds=None if found.problems else self.timing.seconds(request, self.host))
+
+    def self_test(self) -> SelfTest:
+        """Whether the host's model can be merged against, by trying it: seconds, and nothing is written.
+
+        Raises:
+            HostError: a job runs or waits, for which the test would have to wait.
+        """
+        if any(not job.ended for job in self.jobs()):
+            raise HostError("A job is running or waiting. Start the self-test when it has ended.")
+        with self.host.exclusive():
+            return self_test(self.host)
 
     def prepare(self, request: Request) -> Prepared:
         """See ``JobQueue.prepare``."""

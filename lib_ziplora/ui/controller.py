@@ -142,6 +142,13 @@ class TabController:
             raise ConfigError("No merged LoRA is chosen. Choose the one to export again.")
         return reexport_request(given, steerable(self.host, name))
 
+    def self_test(self) -> str:
+        """The self-test's paragraph, or why it can't be made now."""
+        try:
+            return self.service.self_test().paragraph
+        except ZipLoraError as error:
+            return str(error)
+
     # Matrix and comparisons
 
     def matrix_plan(self, given: Values) -> str:

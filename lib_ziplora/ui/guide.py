@@ -10,6 +10,9 @@ from html import escape
 
 import gradio as gr
 
+from .controller import TabController
+from .controls import Controls
+
 PURPOSE = "Merges a subject LoRA and a style LoRA into one new LoRA that draws your subject in that style."
 STEPS = (
     "Choose a Subject LoRA and a Style LoRA. Both must be made for Stable Diffusion XL.",
@@ -52,6 +55,11 @@ ANSWERS = (
         "each made for a strength of 0.7 are too strong at 1 and 1.",
     ),
 )
+SELF_TEST = (
+    "Tries the loaded checkpoint: whether gradients reach every layer, and whether its weights stay what they are. It "
+    "takes a moment and writes nothing. Copy the paragraph into a bug report."
+)
+TESTING = "Testing…"
 SHORTCUTS = (
     ("Ctrl+Enter", "Merge"),
     ("Alt+Enter", "Finish now"),
@@ -74,6 +82,18 @@ def guide_panel() -> None:
     """The guide, closed at first."""
     with gr.Accordion("Guide", open=False, elem_id="ziplora_guide"):
         gr.HTML(guide())
+
+
+def self_test_panel(controller: TabController, controls: Controls) -> None:
+    """A button and the paragraph for a bug report, closed at first."""
+    with gr.Accordion("Self-test", open=False, elem_id="ziplora_self_testing"):
+        gr.HTML(f'<p class="ziplora-advice">{escape(SELF_TEST)}</p>')
+        controls.add(gr.Button, "self_test", "Run the self-test")
+        controls.add(gr.Textbox, "self_tested", label="Result", interactive=False, lines=3)
+    begun = controls.on(
+        controls["self_test"].click, lambda _: {"self_tested": TESTING}, outputs=("self_tested",)
+    )
+    controls.on(begun.then, lambda _: {"self_tested": controller.self_test()}, outputs=("self_tested",))
 
 
 def guide() -> str:

@@ -18,7 +18,7 @@ from .controller import TabController
 from .controls import Controls
 from .events import job_events, preflight_events
 from .explain import explain_events, explain_panel
-from .guide import guide_panel, introduction
+from .guide import guide_panel, introduction, self_test_panel
 from .matrix import matrix_events, matrix_panel
 from .pickers import more_sides, pair_of_sides, picker_events
 
@@ -79,6 +79,7 @@ def _layout(controller: TabController, controls: Controls, defaults: Mapping[str
             adjust_panel(controller, controls)
             explain_panel(controller, controls)
             matrix_panel(controller, controls)
+            self_test_panel(controller, controls)
     compare_panel(controller, controls)
     controls.add(gr.Textbox, "job", visible=False, label="ZipLoRA job")
     controls.add_hidden("refresh", "poll", "outcome", "recheck")
