@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -119,7 +119,21 @@ def targets(unet: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def train(unet: Any, z: Tensor, said: Prompted, steps: int, rate: float) -> dict[str, LoraLayer]:
+class Prompts(Protocol):
+    """The conditioning of n prompts, of which some rows are asked for at a time."""
+
+    def __getitem__(self, rows: Tensor, /) -> Prompted: ...
+
+
+def train(
+    unet: Any,
+    z: Tensor,
+    said: Prompts,
+    steps: int,
+    rate: float,
+    rank: int = RANK,
+    text: Mapping[str, nn.Module] | None = None,
+) -> dict[str, LoraLayer]:
     """A LoRA of latents (n, 4, h, w) under n prompts.
 
     Args:
@@ -128,14 +142,16 @@ def train(unet: Any, z: Tensor, said: Prompted, steps: int, rate: float) -> dict
         said: the prompts' conditioning.
         steps: updates of ``BATCH`` samples.
         rate: of AdamW, falling linearly.
+        rank: of every layer; alpha is the same.
+        text: kohya's name -> linear layer of the text encoders to train too, which ``said`` then runs anew.
     """
-    modules, generator = targets(unet), torch.Generator().manual_seed(0)
+    modules, generator = targets(unet) | dict(text or {}), torch.Generator().manual_seed(0)
     downs, ups = {}, {}
     for name, module in modules.items():
         weight: Tensor = module.get_parameter("weight")
         bound = weight.shape[1] ** -0.5
-        downs[name] = nn.Parameter((torch.rand(RANK, weight.shape[1], generator=generator) * 2 - 1) * bound)
-        ups[name] = nn.Parameter(torch.zeros(weight.shape[0], RANK))
+        downs[name] = nn.Parameter((torch.rand(rank, weight.shape[1], generator=generator) * 2 - 1) * bound)
+        ups[name] = nn.Parameter(torch.zeros(weight.shape[0], rank))
     parameters = [*downs.values(), *ups.values()]
     adam, alpha_bar = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01), alphas()
     branches = {name: (lambda name=name: (downs[name], ups[name])) for name in modules}
@@ -150,7 +166,7 @@ def train(unet: Any, z: Tensor, said: Prompted, steps: int, rate: float) -> dict
             adam.zero_grad()
             loss.backward()
             adam.step()
-    return {name: LoraLayer(name, downs[name].detach(), ups[name].detach(), float(RANK)) for name in modules}
+    return {name: LoraLayer(name, downs[name].detach(), ups[name].detach(), float(rank)) for name in modules}
 
 
 def make(concept: Concept, drawings: Drawings, unet: Any, recipe: Recipe) -> None:

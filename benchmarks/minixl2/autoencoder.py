@@ -2,9 +2,9 @@
 
     python -m benchmarks.minixl2.autoencoder --out out/minixl2 --init DIR --minutes 8 [--decoder-only]
 
-The loss is that of ``benchmarks.minixl.autoencoder`` without the pull towards a normal
-distribution, since the latents are made white at the end. With ``--decoder-only`` the latents
-stay what they are.
+The loss is that of ``benchmarks.minixl.autoencoder``, with the error of the colours (red against
+green, blue against yellow) once more and without the pull towards a normal distribution, since the
+latents are made white at the end. With ``--decoder-only`` the latents stay what they are.
 """
 
 from __future__ import annotations
@@ -62,6 +62,8 @@ def picture_loss(back: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     loss = error + 0.25 * (back - x).abs().mean()
     for factor in COLOUR:
         loss = loss + 2 * (F.avg_pool2d(back, factor) - F.avg_pool2d(x, factor)).square().mean()
+    for hue in ((1.0, -1.0, 0.0), (-0.5, -0.5, 1.0)):
+        loss = loss + torch.einsum("bchw,c->bhw", back - x, torch.tensor(hue)).square().mean()
     return loss, error.detach()
 
 

@@ -28,26 +28,12 @@ from lib_ziplora.lora.layer import LoraLayer
 from ..drawing import contact_sheet
 from ..minixl.embedding import split, to_input
 from ..scoring import Score, summarise
-from .choice import (
-    CHOOSING_STYLES,
-    CHOOSING_SUBJECTS,
-    KNOWN_SUBJECTS,
-    REPORTING_STYLES,
-    REPORTING_SUBJECTS,
-    STYLE_TOKEN,
-    SUBJECT_TOKEN,
-    caption,
-    style_words,
-)
+from .choice import HALVES, KNOWN_SUBJECTS, STYLE_TOKEN, SUBJECT_TOKEN, caption, style_words
 from .data import Drawings, load
 from .judge import KNOWN_PANEL, Judge, SecondJudge, both_versions, load_judge, reciprocal_ranks
 from .lora import learn, rows_of, style_concept, subject_concept
 from .studio import Studio
 
-HALVES = {
-    "choosing": (CHOOSING_SUBJECTS, CHOOSING_STYLES),
-    "reporting": (REPORTING_SUBJECTS, REPORTING_STYLES),
-}
 PER_STYLE = 10
 
 
@@ -164,6 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--half", choices=sorted(HALVES), default="choosing")
     parser.add_argument("--subjects", type=int, default=6, help="how many subjects get a LoRA (default 6)")
     parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--size", type=int, default=64, help="of the pictures, in pixels (default 64)")
     parser.add_argument("--base-only", action="store_true")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -176,7 +163,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     sheets = args.out / f"sheets-{args.half}"
     sheets.mkdir(exist_ok=True)
-    bench = Bench(Studio.load(args.model), drawings, judges, versions[1], range(args.seeds), sheets)
+    bench = Bench(
+        Studio.load(args.model, args.size), drawings, judges, versions[1], range(args.seeds), sheets
+    )
     bench.base()
     if not args.base_only:
         subjects, styles = HALVES[args.half]

@@ -65,6 +65,10 @@ REPORTING_STYLES = (
     "streamline-sharp-color",
 )
 HELDOUT_STYLES = (*CHOOSING_STYLES, *REPORTING_STYLES)
+HALVES = {
+    "choosing": (CHOOSING_SUBJECTS, CHOOSING_STYLES),
+    "reporting": (REPORTING_SUBJECTS, REPORTING_STYLES),
+}
 SIBLINGS = ("pixel", "pixelarticons/sharp", "streamline-cyber", "streamline-sharp-color/flat")
 """Nearly the same as a held-out style; nobody learns from them."""
 COLOURS = {

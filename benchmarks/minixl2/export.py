@@ -1,8 +1,10 @@
 """MiniXL 2 as a diffusers folder: the averaged weights, and the text encoders with the learnt tokens put back.
 
     python -m benchmarks.minixl2.export --out out/minixl2 --init benchmarks/minixl/model --model out/minixl2/model
+    python -m benchmarks.minixl2.export --out out/minixl2 --weights benchmarks/minixl2/weights
 
 ``--init`` is the folder that the training began from: the tokens that no caption uses are still its own.
+With ``--weights`` just what was learnt is written, in fp16, with the curve, as it is committed.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
@@ -58,13 +60,33 @@ def write(out: Path, init: Path, model: Path) -> None:
     save_unet(model, UNet2DConditionModel.from_pretrained(out / "unet", sample_size=SIZE // 8).float())
 
 
+def pack(out: Path, weights: Path) -> None:
+    """Write what was learnt in fp16, which ``write`` takes as its ``out``, and the curve."""
+    UNet2DConditionModel.from_pretrained(out / "unet").half().save_pretrained(weights / "unet")
+    AutoencoderKL.from_pretrained(out / "vae").half().save_pretrained(weights / "vae")
+    learnt = load_file(out / "text.safetensors")
+    halved = {name: part.half() if part.is_floating_point() else part for name, part in learnt.items()}
+    save_file(halved, weights / "text.safetensors")
+    shutil.copy(out / "curve.jsonl", weights)
+    for file in weights.rglob("*.safetensors"):
+        broken = [name for name, part in load_file(file).items() if not torch.isfinite(part).all()]
+        if broken:
+            raise ValueError(f"{file} has values that are no numbers in {broken[0]}.")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write the folder."""
+    """Write the folder, or what is committed."""
     parser = argparse.ArgumentParser("python -m benchmarks.minixl2.export", description=__doc__)
-    for name in ("out", "init", "model"):
-        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    for name in ("init", "model", "weights"):
+        parser.add_argument(f"--{name}", type=Path)
     args = parser.parse_args(arguments)
-    write(args.out, args.init, args.model)
+    if args.weights:
+        pack(args.out, args.weights)
+    elif args.init and args.model:
+        write(args.out, args.init, args.model)
+    else:
+        parser.error("Name --init and --model, or --weights.")
 
 
 if __name__ == "__main__":

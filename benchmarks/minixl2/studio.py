@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, EulerDiscreteScheduler, UNet2DConditionModel
+from torch import nn
 
+from lib_ziplora.hosts._diffusers.text import text_modules
 from lib_ziplora.lora.layer import LoraLayer
+from lib_ziplora.ziplora.hooks import adapters, lora_hooks
 
 from ..drawing import GUIDANCE, STEPS, fused
 from ..minixl.unet import SCHEDULE, Prompted, size_ids
@@ -43,6 +46,11 @@ class Studio:
         vae: Any = AutoencoderKL.from_pretrained(model / "vae").float().eval().requires_grad_(False)
         return cls(unet, vae, TextEncoders(model).eval().requires_grad_(False), size, length)
 
+    def text_modules(self) -> dict[str, nn.Module]:
+        """Kohya's name -> linear layer of the text encoders' blocks."""
+        modules = text_modules([self.text.first, self.text.second])
+        return {name: module for name, module in modules.items() if "_layers_" in name}
+
     def said(self, prompts: Sequence[str]) -> Prompted:
         """The prompts' conditioning."""
         with torch.no_grad():
@@ -54,7 +62,11 @@ class Studio:
         self, prompts: Sequence[str], seeds: Sequence[int], *loras: Mapping[str, LoraLayer]
     ) -> np.ndarray[Any, Any]:
         """Pictures (prompts, seeds, size, size, 3) uint8, the same seeds' noise for every prompt; LoRAs add up."""
-        said, side = self.said(prompts), self.size // 8
+        with ExitStack() as stack:
+            for layers in loras:
+                text = {name: layer for name, layer in layers.items() if name.startswith("lora_te")}
+                stack.enter_context(lora_hooks(self.text_modules(), adapters(text, "cpu", torch.float32)))
+            said, side = self.said(prompts), self.size // 8
         noise = [torch.randn(4, side, side, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         start = torch.stack(noise).repeat(len(prompts), 1, 1, 1)
         context = said.context.repeat_interleave(len(seeds), 0)
@@ -62,7 +74,8 @@ class Studio:
         parts = []
         with ExitStack() as stack:
             for layers in loras:
-                stack.enter_context(fused(self.unet, layers))
+                of_unet = {name: layer for name, layer in layers.items() if name.startswith("lora_unet")}
+                stack.enter_context(fused(self.unet, of_unet))
             stack.enter_context(torch.autocast("cpu", torch.bfloat16))
             for first in range(0, len(start), BATCH):
                 rows = slice(first, first + BATCH)

@@ -14,8 +14,10 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..minixl import parallel
 from ..minixl.unet import Prompted, alphas, noise_loss
@@ -35,6 +38,8 @@ from .text import LENGTH, TextEncoders
 EVERY, WARM_UP, SAVE_SECONDS, MEAN = 20, 100, 240, 0.05
 NO_STYLE, NOTHING, COLOURED, COLOUR_WEIGHT = 0.1, 0.1, 0.2, 2.0
 TEXT_RATE = 0.3
+STOP = "stop"
+"""A file of this name in ``--out`` ends the training at its next average, everything saved."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class Recipe:
     init: Path
     cache: Path = CACHE
     size: int = 64
-    batch: int = 96
+    batch: int = 128
     rate: float = 1.5e-3
     minutes: float = 60.0
     fall: float = 0.0
@@ -129,6 +134,12 @@ class Model(nn.Module):
 def train(rank: int, recipe: Recipe) -> None:
     """One process's share of the training; process 0 saves the model."""
     torch.set_num_threads(1)
+    # Of sixteen tokens, attention as plain products is a fifth faster on a CPU than the fused kernel.
+    with sdpa_kernel(SDPBackend.MATH) if recipe.device == "cpu" else nullcontext():
+        _train(rank, recipe)
+
+
+def _train(rank: int, recipe: Recipe) -> None:
     drawings = load(recipe.cache)
     model = Model(recipe.init, drawings).to(recipe.device).train()
     known, alpha_bar = training_set(recipe, drawings, model.text), alphas(recipe.device)
@@ -152,7 +163,8 @@ def train(rank: int, recipe: Recipe) -> None:
     while True:
         if (step - first) % EVERY == 0:
             parallel.average(parameters)
-            clock = torch.tensor([(time.time() - started) / (60 * recipe.minutes), time.time() - last_saved])
+            spent = math.inf if (recipe.out / STOP).exists() else (time.time() - started) / 60
+            clock = torch.tensor([spent / recipe.minutes, time.time() - last_saved])
             parallel.average([clock])
             share = clock[0].item()
             weight = min(1.0, max(MEAN, 1 / (1 + step / EVERY)))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from benchmarks.minixl.lora import train
 from benchmarks.minixl2 import choice
 from benchmarks.minixl2.colour import is_ink, variant
 from benchmarks.minixl2.data import SIZE, Drawings, repeated_styles
@@ -16,7 +17,10 @@ from benchmarks.minixl2.export import text_encoders
 from benchmarks.minixl2.icons import Icon, split_name
 from benchmarks.minixl2.judge import features, ridge
 from benchmarks.minixl2.known import known_rows
+from benchmarks.minixl2.lora import Anew
+from benchmarks.minixl2.studio import Studio
 from benchmarks.minixl2.text import LENGTH, TextEncoders
+from lib_ziplora.lora.layer import LoraLayer
 
 MODEL = Path(__file__).parents[2] / "benchmarks" / "minixl" / "model"
 
@@ -153,6 +157,32 @@ def test_exported_text_encoders_have_the_learnt_tokens_and_the_others_as_they_we
         ]
     torch.testing.assert_close(expected.context, torch.cat([s.hidden_states[-2] for s in said], -1))
     torch.testing.assert_close(expected.pooled, said[1].text_embeds)
+
+
+def test_a_lora_of_a_text_encoder_draws_what_its_delta_weight_draws() -> None:
+    name, path = "lora_te1_text_model_encoder_layers_0_mlp_fc1", "text_model.encoder.layers.0.mlp.fc1"
+    generator, studio = torch.Generator().manual_seed(0), Studio.load(MODEL)
+    down, up = (torch.randn(size, generator=generator) * 0.3 for size in ((2, 64), (256, 2)))
+    prompt = "a cat emoji in noto style"
+    drawn = studio.draw([prompt], [0], {name: LoraLayer(name, down, up, alpha=1.0)})
+    without = studio.draw([prompt], [0])
+    layer = dict(studio.text.first.named_modules())[path]
+    layer.weight.add_(up @ down / 2)
+    expected = studio.draw([prompt], [0])
+    assert np.abs(drawn.astype(int) - expected).max() <= 2 < np.abs(drawn.astype(int) - without).max()
+
+
+def test_a_lora_with_text_layers_trains_them_and_has_the_rank_that_was_asked_for() -> None:
+    studio = Studio.load(MODEL)
+    said = Anew(studio, studio.text.tokens(["a sks emoji"] * 2))
+    z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    layers = train(studio.unet, z, said, 2, 1e-3, 16, studio.text_modules())
+    assert {layer.rank for layer in layers.values()} == {16}
+    texts = [layer for name, layer in layers.items() if name.startswith("lora_te")]
+    assert len(texts) == 2 * 2 * 6  # encoders, layers, linear layers of each
+    # The first encoder's last layer is not used: SDXL takes the last but one.
+    trained = {layer.name for layer in texts if layer.up.any()}
+    assert trained == {layer.name for layer in texts if "te1_text_model_encoder_layers_1" not in layer.name}
 
 
 def test_the_second_judge_tells_edges_and_colours_apart() -> None:
