@@ -204,7 +204,24 @@
 
     window.ziplora = {submitted, shown, outdated, checked, copyTag, send, showCard, previewed, chosenPicture, followed: () => job};
 
+    // gradio 5 and later mount what stands in a closed panel when it is opened for the first time.
+    function mountPanels(root) {
+        const closed = [...root.querySelectorAll(".gr-accordion > button.label-wrap:not(.open)")]
+            .filter((label) => !label.dataset.mounted);
+        root.classList.toggle("ziplora-mounting", closed.length > 0);
+        for (const label of closed) {
+            label.dataset.mounted = "1";
+            label.click();
+        }
+        if (!closed.length) return;
+        requestAnimationFrame(() => setTimeout(() => {
+            mountPanels(root); // those inside
+            for (const label of closed) label.click();
+        }));
+    }
+
     function start(root) {
+        mountPanels(root);
         root.addEventListener("click", (event) => {
             if (!event.target.closest(STARTERS)) return;
             clearTimeout(checking);

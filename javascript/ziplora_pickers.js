@@ -326,7 +326,8 @@
     const waiting = setInterval(() => {
         const app = typeof window.gradioApp === "function" ? window.gradioApp() : document;
         root = app.querySelector("#ziplora_root");
-        if (!root || !root.querySelector("#ziplora_subject input, #ziplora_subject textarea") || !find("#ziplora_catalog")) return;
+        const mounted = (side) => find(`#ziplora_${side} input, #ziplora_${side} textarea`);
+        if (!root || !["subject", "style", "third", "fourth"].every(mounted) || !find("#ziplora_catalog")) return;
         clearInterval(waiting);
         start();
     }, 100);

@@ -1,4 +1,8 @@
-"""``python -m lib_ziplora serve`` over MiniXL as a process of its own."""
+"""``python -m lib_ziplora serve`` over MiniXL as a process of its own.
+
+``ZIPLORA_SERVE_PYTHON`` names the Python of an environment with ``requirements/serve.txt``: the page is then that
+gradio's; without it, the one that runs the tests.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +41,8 @@ def running(folder: Path, *flags: str) -> Iterator[Server]:
     shutil.copytree(MINIXL / "loras", loras)
     url = f"http://127.0.0.1:{free_port()}/"
     port = url.rstrip("/").rpartition(":")[2]
-    command = [sys.executable, "-m", "lib_ziplora", "serve", "--port", port, "--device", "cpu"]
+    python = os.environ.get("ZIPLORA_SERVE_PYTHON", sys.executable)
+    command = [python, "-m", "lib_ziplora", "serve", "--port", port, "--device", "cpu"]
     command += ["--checkpoint", str(MINIXL / "model"), "--lora-dir", str(loras), *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     environment["XDG_CACHE_HOME"] = str(folder / "cache")
