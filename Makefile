@@ -8,7 +8,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3; do \
 	$$p -c '' 2>/dev/null && echo $$p && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check format clean
+.PHONY: help venv demo test fuzz check format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ demo: $(STAMP) ## merge the example LoRAs and draw a comparison into out/demo
 
 test: $(STAMP) ## run the tests
 	$(PY) -m pytest
+
+fuzz: $(STAMP) ## read 20,000 damaged and hostile files
+	$(PY) -m benchmarks.fuzz --files 20000 --seed 20261201
 
 check: $(STAMP) ## lint, formatting, types, and who may import whom
 	$(PY) -m ruff check .

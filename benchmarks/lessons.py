@@ -97,8 +97,8 @@ class Unseen:
 
     def errors(self, at: Desk, coefficients: MergerCoefficients) -> tuple[float, float]:
         """Relative error of a merge on them: for each LoRA by itself, and for the combined prompt."""
-        alone = evaluate(at.denoiser, at.modules, coefficients, self.alone) / len(self.alone)
-        return alone, evaluate(at.denoiser, at.modules, coefficients, [self.both])
+        alone = sum(evaluate(at.denoiser, at.modules, coefficients, self.alone)) / len(self.alone)
+        return alone, sum(evaluate(at.denoiser, at.modules, coefficients, [self.both]))
 
 
 def unseen(at: Desk, strengths: Strengths) -> Unseen:

@@ -100,7 +100,7 @@ def _error(at: lessons.Desk, into: MergerCoefficients, values: Tensor, given: Tr
         sizes = [m.numel() for m in into.parameters()]
         for m, part in zip(into.parameters(), values.split(sizes), strict=True):
             m.copy_(part.view_as(m))
-    return evaluate(at.denoiser, at.modules, into, given.heldout) / len(at.concepts)
+    return sum(evaluate(at.denoiser, at.modules, into, given.heldout)) / len(at.concepts)
 
 
 def _row(pair: Pair, name: str, run: Learnt, exact: Learnt, error: float) -> Row:

@@ -104,9 +104,9 @@
     }
 
     function shown() {
-        const merged = kind === "MergeRequest" && find("#ziplora_result [data-outcome=done]");
-        const compares = merged && begun === job && find("#ziplora_compare_after input:checked");
-        if (merged) showCard(tag().value.replace(/^<lora:|:.*$/g, ""));
+        const wrote = ["MergeRequest", "ReexportRequest"].includes(kind) && find("#ziplora_result [data-outcome=done]");
+        const own = begun === job;
+        if (wrote) showCard(tag().value.replace(/^<lora:|:.*$/g, ""));
         if (kind === "CompareRequest") previewed();
         asked = 0;
         begun = "";
@@ -114,7 +114,7 @@
         showRunning(false);
         const box = find("#ziplora_result");
         if (box && box.scrollIntoView) box.scrollIntoView({block: "nearest"});
-        if (compares) press("compare");
+        if (wrote && own) press("follow_up");
         return [];
     }
 
@@ -192,8 +192,10 @@
 
     // The merge that was compared may have a picture on its card now.
     function previewed() {
-        const name = find("#ziplora_compare_result b");
-        if (name) showCard(name.textContent);
+        for (const place of ["compare_result", "drawn_note"]) {
+            const name = find(`#ziplora_${place} b`);
+            if (name) showCard(name.textContent);
+        }
         return [];
     }
 

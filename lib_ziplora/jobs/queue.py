@@ -29,6 +29,7 @@ WITH_PICTURES = 2
 """Jobs whose pictures are held: they are large."""
 CANCELLED = "The job was taken off the queue; nothing was written."
 INTERRUPTED = "The job was interrupted."
+ELSEWHERE = " It was interrupted from elsewhere: the UI's own Interrupt stops whatever runs."
 UNEXPECTED = (
     "The job failed unexpectedly ({kind}). Nothing was written. The log has the details; please report them."
 )
@@ -177,15 +178,14 @@ class JobQueue(ABC):
         try:
             state, error = self.perform(job)
         except Interrupted as stop:
-            state, error = "interrupted", str(stop)
+            state, error = "interrupted", str(stop) + ("" if job.stopping else ELSEWHERE)
         except ZipLoraError as problem:
             state, error = "failed", str(problem)
         except Exception as problem:
             log.exception("Job %s failed", job.id)
             state, error = "failed", UNEXPECTED.format(kind=type(problem).__name__)
-        if (
-            state == "failed" and job.stopping == "interrupt"
-        ):  # loaders answer an interrupt with errors of all kinds
+        # Loaders answer an interrupt with errors of all kinds.
+        if state == "failed" and job.stopping == "interrupt":
             state, error = "interrupted", INTERRUPTED
         with self._lock:
             self._end(job, state, error)

@@ -12,6 +12,7 @@ from ..errors import LoraFileError
 from ..hosts import Host, InstalledLora
 from ..lora.formats.base_models import BASE_NAMES
 from ..lora.formats.families import FAMILIES
+from ..lora.io.sidecar import sidecar_path
 from .header_cache import HeaderCache, LoraInfo, header_cache
 from .json_store import data_folder
 from .prompts import suggested_prompt
@@ -35,6 +36,7 @@ class CatalogEntry:
         size: of the file, bytes.
         activation: what the user's card says to write into prompts, or "".
         pending: its file has not been read yet; what is said of it is a guess.
+        merged: it is a merge, with its coefficients beside it.
     """
 
     name: str
@@ -50,6 +52,7 @@ class CatalogEntry:
     size: int = 0
     activation: str = ""
     pending: bool = False
+    merged: bool = False
 
     @property
     def base_name(self) -> str:
@@ -113,4 +116,5 @@ def _entry(lora: InstalledLora, cache: HeaderCache, may_read: bool) -> CatalogEn
         size=size,
         activation=suggested_prompt({"activation text": lora.user_metadata.get("activation text")}, {}),
         pending=found is None,
+        merged=sidecar_path(lora.path).is_file(),
     )

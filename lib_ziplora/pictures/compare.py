@@ -73,7 +73,10 @@ def prepare_compare(request: CompareRequest, host: Host) -> PreparedComparison:
     if request.sampler.name and request.sampler.name not in drawing.samplers():
         names = ", ".join(drawing.samplers())
         raise HostError(f"There is no sampler {request.sampler.name!r}; choose one of {names}.")
-    plan = Plan(path.stem, _rows(saved, sources, name), tuple(prompts or own), seeds)
+    rows = _rows(saved, sources, name)
+    if request.brief:
+        rows, own = rows[-2:], own[-1:]
+    plan = Plan(path.stem, rows, tuple(prompts or own), seeds)
     return PreparedComparison(request, plan)
 
 

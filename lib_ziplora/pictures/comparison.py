@@ -47,6 +47,12 @@ class CompareRequest:
         "Make the merge's picture the preview of its card, where there is none of your own",
     )
 
+    brief: bool = option(
+        False,
+        "Two pictures",
+        "Only the plain sum and the merge, and without prompts of yours only the one for all",
+    )
+
     def __post_init__(self) -> None:
         if not self.source:
             raise ConfigError("No merged LoRA is chosen. Choose the one to compare.")

@@ -143,6 +143,19 @@ def figures(report: MergeReport) -> Sequence[Row]:
     return [(name, value) for name, value in rows if value is not None]
 
 
+FIGURE_HELP = {
+    "Mean travel": "How far the coefficients have moved from where they began, on average; 0 is not at all",
+    "Similarity": "How much the LoRAs use the same columns, before and after; 1 is the plain sum",
+    "Loss": "The error that the updates made smaller, over the first and the last ten",
+    "Held-out loss": "The error on pictures that nothing was learnt from, of the plain sum and of the merge: 0 is each "
+    "LoRA as it is alone, 1 for each is as if it were missing",
+    "Strengths for both together": "The weights of the plain sum that shows both in a picture of the combined prompt",
+    "Rank": "Size of the file; as large as the two ranks together unless a lower one was asked for",
+    "Layers": "How many layers both LoRAs change, and how many only one of them; those are copied",
+}
+"""What the figures mean, by their names."""
+
+
 def _change(start: float | None, end: float | None) -> str | None:
     return None if start is None or end is None else f"{number(start)} → {number(end)}"
 

@@ -10,6 +10,7 @@ from ..methods import METHODS
 from ..plots import number, percent
 from ..training.learnt import MOVED
 from .explain import Explanation, LoraExplained, Spot
+from .report import MergeReport
 
 APART = 0.05
 """Means that differ by less are told as equal."""
@@ -21,6 +22,32 @@ SHARED, SEPARATE = 0.9, 0.1
 """From and up to these similarities, the LoRAs use the same columns as before, or hardly any together."""
 SIDES = {"input": "the input (down) blocks", "middle": "the middle block", "output": "the output (up) blocks"}
 REST = "the rest of the UNet"
+WELL, WEAK = 0.8, 0.6
+"""From this share of what a LoRA does by itself it is kept well; below this one it is weak."""
+
+
+def verdict(report: MergeReport) -> str:
+    """How much is left of each LoRA's own pictures, and what to do where it is little; "" where nothing was measured.
+
+    What is left is 1 - the relative error on samples that nothing was learnt from.
+    """
+    kept = [max(0.0, 1 - error) for error in report.learnt.heldout_errors]
+    if not kept:
+        return ""
+    names = list(report.single_layers)
+    shares = " and ".join(
+        f"{percent(share)} of the {name}'s" for name, share in zip(names, kept, strict=True)
+    )
+    told = f"It does {shares} changes to a picture (measured with each one's own prompt)."
+    weak = [name for name, share in zip(names, kept, strict=True) if share < WEAK]
+    who = "both LoRAs" if len(names) == 2 else "all LoRAs"
+    if not weak:
+        return f"Keeps {who}{' well' if min(kept) >= WELL else ''}. {told}"
+    if len(weak) == len(names):
+        return f"Keeps neither well. {told} Try more updates, or the balance that suits you under Adjust strengths."
+    which = " and ".join(f"the {name}" for name in weak)
+    verb = "is" if len(weak) == 1 else "are"
+    return f"{which[0].upper()}{which[1:]} {verb} weak. {told} Try a higher strength for it under Adjust strengths."
 
 
 def in_words(found: Explanation) -> list[str]:

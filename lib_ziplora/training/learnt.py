@@ -31,6 +31,7 @@ class Learnt:
         heldout_loss_start: the relative errors' sum of the plain sum, on samples that are not
             trained on; 0 is perfect, 1 for each LoRA is what no LoRA at all would give.
         heldout_loss_end: the same with the learnt coefficients.
+        heldout_errors: each LoRA's part of ``heldout_loss_end``.
         skipped_steps: updates left out because a gradient was not finite.
         stopped_early: fewer updates than asked for.
         strengths: each LoRA's strength in the plain sum that the combined prompt's term, or the method
@@ -48,6 +49,7 @@ class Learnt:
     loss_end: float | None = None
     heldout_loss_start: float | None = None
     heldout_loss_end: float | None = None
+    heldout_errors: tuple[float, ...] = ()
     skipped_steps: int = 0
     stopped_early: bool = False
     strengths: tuple[float, ...] = ()
@@ -60,10 +62,18 @@ class Learnt:
         result: TrainingResult,
         coefficients: MergerCoefficients,
         strengths: Strengths,
-        heldout_loss_start: float,
-        heldout_loss_end: float,
+        errors_start: Sequence[float],
+        errors_end: Sequence[float],
     ) -> Learnt:
-        """The figures of a result and of the coefficients that it left."""
+        """The figures of a result and of the coefficients that it left.
+
+        Args:
+            result: of the updates.
+            coefficients: at the end.
+            strengths: where they began.
+            errors_start: each LoRA's held-out relative error in the plain sum.
+            errors_end: the same with the coefficients.
+        """
         shared = any(coefficients.shared())
         return cls(
             steps=len(result.updates),
@@ -72,8 +82,9 @@ class Learnt:
             similarity_end=similarity(coefficients).item(),
             loss_start=_mean_loss(result.updates[:ENDS]),
             loss_end=_mean_loss(result.updates[-ENDS:]),
-            heldout_loss_start=heldout_loss_start,
-            heldout_loss_end=heldout_loss_end,
+            heldout_loss_start=sum(errors_start),
+            heldout_loss_end=sum(errors_end),
+            heldout_errors=tuple(errors_end),
             skipped_steps=result.skipped,
             stopped_early=result.stopped_early,
             strengths=strengths.values,

@@ -82,11 +82,11 @@ def learn(
     data = DataSampler(session, denoiser, used, settings, meter).training_data(concepts, chosen, text_deltas)
     coefficients = MergerCoefficients.ones(concepts, denoiser.device, denoiser.dtype)
 
-    def heldout_loss() -> float:
+    def heldout_errors() -> tuple[float, ...]:
         meter.enter("sampling", "Measuring on samples that are not trained on")
         return evaluate(denoiser, used, coefficients, data.heldout)
 
-    before = heldout_loss()
+    before = heldout_errors()
     coefficients.start_at(data.strengths.values)
     if data.layer_targets:
         meter.enter("solving", "Solving every layer by itself")
@@ -98,7 +98,7 @@ def learn(
             on_update = _on_update(meter, settings, data.terms, units)
             result = train(denoiser, used, coefficients, data.terms, settings, on_update, allowed)
         meter.skip(units * (settings.steps - len(result.updates)))
-    learnt = Learnt.of(result, coefficients, data.strengths, before, heldout_loss())
+    learnt = Learnt.of(result, coefficients, data.strengths, before, heldout_errors())
     return learnt, tuple(coefficients.vectors(index) for index in range(len(concepts)))
 
 

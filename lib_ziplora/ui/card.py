@@ -71,17 +71,18 @@ def note(entry: CatalogEntry) -> str:
         if not entry.base:
             return "can't be read"
         return f"for {entry.base_name}" if entry.base != "sdxl" else f"{entry.family_name}, can't be merged"
-    return f"{entry.family_name} · rank {entry.rank}" if entry.rank else entry.family_name
+    parts = ("merge" if entry.merged else entry.family_name, f"rank {entry.rank}" if entry.rank else "")
+    return " · ".join(filter(None, parts))
 
 
 def listing(entries: Sequence[CatalogEntry], known: bool = True) -> str:
-    """The LoRAs that the pickers offer, for the page's script: usable ones first, in their order.
+    """The LoRAs that the pickers offer, for the page's script: usable ones first, merges after what they are made of.
 
     Args:
         entries: of every installed LoRA.
         known: the LoRA folders have been looked at.
     """
-    ordered = sorted(entries, key=lambda entry: not entry.usable)
+    ordered = sorted(entries, key=lambda entry: (not entry.usable, entry.merged))
     rows = [[entry.name, note(entry), _state(entry)] for entry in ordered]
     pending = sum(entry.pending for entry in entries)
     loras = escape(json.dumps(rows, ensure_ascii=False, separators=(",", ":")))

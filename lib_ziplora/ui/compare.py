@@ -10,7 +10,9 @@ from ..pictures.comparison import MOST_SEEDS
 from .compat import accepted
 from .controller import TabController
 from .controls import Controls, Updates, Values, prefilled
+from .forms import AFTER_MERGE, TWO_PICTURES
 
+INFO = "Two pictures: the merge beside the plain sum, with the prompt for both and the settings of the panel Compare"
 PROMPTS = ("compare_prompts", "compare_prompts_filled")
 
 
@@ -44,7 +46,6 @@ def _what(controller: TabController, controls: Controls) -> None:
     controls.add_states("compare_prompts_filled")
     seeds = {"value": 1, "step": 1, "label": "Seeds of each prompt"}
     controls.add(gr.Slider, "compare_seeds", 1, MOST_SEEDS, saved=True, **seeds)
-    controls.add(gr.Checkbox, "compare_after", False, label="Compare after each merge", saved=True)
     preview = "Use the merge's picture as the preview on its card, unless you have one of your own"
     controls.add(gr.Checkbox, "compare_preview", True, label=preview, saved=True)
 
@@ -78,6 +79,22 @@ def _pictures(controls: Controls) -> None:
         controls.add(gr.Button, "compare_use", "Use as preview")
         controls.add(gr.Checkbox, "compare_replace", False, label="Replace a picture of my own")
     controls.add(gr.HTML, "compare_note", "")
+
+
+def after_merge(controller: TabController, controls: Controls) -> None:
+    """What to draw once a merge is made; nothing where the host can't draw."""
+    if isinstance(controller.host, Draws):
+        words = {"label": "After a merge, draw", "info": INFO}
+        controls.add(gr.Radio, "after_merge", list(AFTER_MERGE), value=TWO_PICTURES, saved=True, **words)
+        controls.add_hidden("follow_up")
+
+
+def drawn_pictures(controller: TabController, controls: Controls) -> None:
+    """The pictures of a merge that was just made."""
+    if isinstance(controller.host, Draws):
+        looks = accepted(gr.Gallery.__init__, columns=2, height="auto", object_fit="contain")
+        controls.add(gr.Gallery, "drawn", label="Merge, and plain sum", visible=False, **looks)
+        controls.add(gr.HTML, "drawn_note", "")
 
 
 def compare_events(controller: TabController, controls: Controls) -> None:

@@ -126,8 +126,13 @@ class TabController:
             return text.unexpected(problem)
 
     def preflight_pair(self, given: Values) -> str:
-        """``preflight`` once a subject and a style are chosen, an empty string before."""
-        return self.preflight(given) if both_chosen(given) else ""
+        """``preflight`` once a subject and a style are chosen, an empty string before.
+
+        Empty also when a job was begun meanwhile: the box would come after it.
+        """
+        before = {job.id for job in self.service.jobs()}
+        box = self.preflight(given) if both_chosen(given) else ""
+        return box if before.issuperset(job.id for job in self.service.jobs()) else ""
 
     # Finished merges
 

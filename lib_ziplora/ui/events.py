@@ -18,8 +18,10 @@ from .forms import (
     COMPARE_VALUES,
     MATRIX_VALUES,
     MERGE_VALUES,
+    NO_PICTURES,
     SLOTS,
     compare_request,
+    follow_up_request,
     free_name,
     matrix_request,
     merge_request,
@@ -31,6 +33,7 @@ FOLLOWED = "(_job, ...values) => [ziplora.followed(), ...values]"
 
 def job_events(controller: TabController, controls: Controls) -> None:
     """Everything about jobs: the tab shows those of the API and of other pages as its own."""
+    drawn = [name for name in ("drawn", "drawn_note") if name in controls]
     for button, names, build, box in (
         ("generate", MERGE_VALUES, merge_request, "result"),
         ("reexport", ADJUST_VALUES, controller.reexport_request, "result"),
@@ -38,10 +41,14 @@ def job_events(controller: TabController, controls: Controls) -> None:
         ("compare", COMPARE_VALUES, compare_request, "compare_result"),
     ):
         if button in controls:
-            shown = (box, "job", "tag_panel", "note", "curves", "preflight")
+            shown = (box, "job", "tag_panel", "note", "curves", "preflight", *drawn)
             submit = partial(_submit, controller, build, box)
             event = controls.on(controls[button].click, submit, names, shown)
             controls.script(event.then, "(job) => ziplora.submitted(job)", ("job",))
+    if "follow_up" in controls:
+        follow_up, names = partial(_follow_up, controller), ("after_merge", *COMPARE_VALUES)
+        event = controls.on(controls["follow_up"].click, follow_up, names, ("job", "drawn_note"))
+        controls.script(event.then, "(job) => ziplora.submitted(job)", ("job",))
     controls.on(controls["poll"].click, partial(_poll, controller), ("job",), ("bar", "curves"), js=FOLLOWED)
     for button, ask in (("interrupt", controller.interrupt), ("skip", controller.finish)):
         controls.on(controls[button].click, partial(_stop, ask), ("job",), ("note",), js=FOLLOWED)
@@ -63,6 +70,7 @@ def job_events(controller: TabController, controls: Controls) -> None:
 PANELS = (
     *("adjust_source", "adjusting", "explain", "explaining", "explained"),
     *("compare_source", "comparison", "compare_result", "compare_gallery", "compare_job"),
+    *("drawn", "drawn_note"),
 )
 """What follows the newest merge, beside what changes with a merge that is picked."""
 
@@ -71,8 +79,17 @@ def _submit(controller: TabController, build: Any, box: str, given: Values) -> U
     job, refused = controller.submit(build, given)
     updates: Updates = {box: refused, "job": job, "note": ""}
     if box == "result":
-        updates["tag_panel"] = gr.update(visible=False)
+        updates |= dict.fromkeys(("tag_panel", "drawn"), gr.update(visible=False))
+        updates["drawn_note"] = ""
     return updates | ({"curves": "", "preflight": ""} if job else {})
+
+
+def _follow_up(controller: TabController, given: Values) -> Updates:
+    """Begin to draw what the user wants to see after a merge."""
+    if given["after_merge"] == NO_PICTURES:
+        return {"job": ""}
+    job, refused = controller.submit(follow_up_request, given)
+    return {"job": job, "drawn_note": refused}
 
 
 def _poll(controller: TabController, given: Values) -> Updates:
@@ -90,11 +107,13 @@ def _outcome(controller: TabController, given: Values) -> Updates:
     ended = controller.outcome(job)
     if ended is None:
         return {}
-    updates: Updates = {"compare_result" if ended.compared else "result": ended.html, "note": ""}
+    updates: Updates = {ended.place: ended.html, "note": ""}
     pictures = controller.gallery(job)
-    if pictures:
+    if pictures and ended.place == "drawn_note":
+        updates["drawn"] = gr.update(value=pictures[:0:-1], visible=True)  # the merge first, no sheet
+    elif pictures:
         updates |= {"compare_gallery": pictures, "compare_job": job, "comparison": gr.update(open=True)}
-    if ended.compared:
+    if ended.place != "result":
         return updates
     controller.loras.forget()
     updates |= {"tag": controller.tag(ended.name), "tag_panel": gr.update(visible=bool(ended.name))}

@@ -93,6 +93,9 @@ COMPARE_VALUES = (
     *("compare_sampler", "compare_steps", "compare_guidance_scale", "compare_width", "compare_height"),
     "compare_negative_prompt",
 )
+TWO_PICTURES, NO_PICTURES = "two pictures", "nothing"
+AFTER_MERGE = (TWO_PICTURES, "a comparison", NO_PICTURES)
+"""What is drawn once a merge is made."""
 
 
 def merge_request(given: Values) -> MergeRequest:
@@ -154,6 +157,18 @@ def compare_request(given: Values) -> CompareRequest:
     lines = str(asked.get("prompts", "")).splitlines()
     asked["prompts"] = [line.strip() for line in lines if line.strip()]
     return from_json(CompareRequest, {"source": "", **asked, "seed": _seed(asked.get("seed", 0))})
+
+
+def follow_up_request(given: Values) -> CompareRequest:
+    """What is drawn of a merge that was just made: two pictures, or all that ``COMPARE_VALUES`` ask for.
+
+    Raises:
+        ConfigError: a value is outside its range.
+    """
+    if given["after_merge"] != TWO_PICTURES:
+        return compare_request(given)
+    request = compare_request({**given, "compare_prompts": "", "compare_seeds": 1})
+    return dataclasses.replace(request, brief=True)
 
 
 def _asked(panel: str, names: Iterable[str], given: Values) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from ..pictures.comparison import CompareRequest
 from ..pictures.matrix_sheet import Sheet
 from ..pipeline.matrix import Cell
 from ..plots import counted, number
-from ..report.document import figures
+from ..report.document import FIGURE_HELP, figures
 from ..report.report import MergeReport
+from ..report.sentences import verdict
 from . import text
 
 if TYPE_CHECKING:
@@ -42,11 +43,11 @@ SHEET_WIDTH, QUALITY = 1600, 85
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended: a box to show, the merge that is there now, if any, and whether pictures were asked for."""
+    """How a job ended: a box to show, the name of the element for it, and the merge that is there now, if any."""
 
     html: str
     name: str = ""
-    compared: bool = False
+    place: str = "result"
 
 
 def bar(job: Job | None, job_id: str = "", revision: str = "") -> str:
@@ -90,27 +91,30 @@ def outcome(job: Job | None) -> Outcome | None:
         return Outcome(text.notice(FORGOTTEN, "forgotten"))
     if not job.ended:
         return None
-    result, compared = job.result, isinstance(job.request, CompareRequest)
+    result, place = job.result, "result"
+    if isinstance(job.request, CompareRequest):
+        place = "drawn_note" if job.request.brief else "compare_result"
     if result.pairs:
         return Outcome(_matrix(job))
     if isinstance(job.request, CompareRequest) and result.pictures:
-        return Outcome(_comparison(job, job.request.source, result.pictures), job.request.source, compared)
+        return Outcome(_comparison(job, job.request.source, result.pictures), job.request.source, place)
     if result.report and job.state == "done":
         return Outcome(merged(result.report), result.report.name)
     box = text.notice(job.error, "interrupted") if job.state == "interrupted" else text.error(job.error)
-    return Outcome(box, compared=compared)
+    return Outcome(box, place=place)
 
 
 def merged(report: MergeReport) -> str:
-    """What was written, its key figures and its warnings."""
+    """What was written, how well it keeps the LoRAs, its key figures and its warnings."""
     file, names = Path(report.output), ", ".join(report.report_files)
     early = " Optimisation was stopped early." if report.learnt.stopped_early else ""
     beside = f'<p class="ziplora-path">Report: {escape(names)}</p>' if names else ""
     return (
         '<div class="ziplora-box ziplora-done" role="status" data-outcome="done">'
         f"<p>Wrote <b>{escape(file.name)}</b> in {escape(text.duration(report.seconds))}.{early}</p>"
+        f'<p class="ziplora-verdict">{escape(verdict(report))}</p>'
         f'<p class="ziplora-path">{escape(str(file.parent))}</p>{beside}'
-        f"{text.listed(report.warnings, 'ziplora-warnings')}{text.table(figures(report))}</div>"
+        f"{text.listed(report.warnings, 'ziplora-warnings')}{text.table(figures(report), FIGURE_HELP)}</div>"
     )
 
 

@@ -12,7 +12,7 @@ from ..config import setting_defaults
 from ..jobs.service import Service
 from . import jobs, text
 from .adjust import adjust_events, adjust_panel
-from .compare import compare_events, compare_panel
+from .compare import after_merge, compare_events, compare_panel, drawn_pictures
 from .compat import accepted, javascript
 from .controller import TabController
 from .controls import Controls
@@ -74,7 +74,7 @@ def _layout(controller: TabController, controls: Controls, defaults: Mapping[str
         with gr.Column(elem_id="ziplora_settings", elem_classes=["ziplora-side"]):
             controls.add_settings(defaults, elsewhere=("combined_prompt",))
         with gr.Column(elem_id="ziplora_making", elem_classes=["ziplora-side"]):
-            _output(controls)
+            _output(controller, controls)
         with gr.Column(elem_id="ziplora_panels", elem_classes=["ziplora-side"]):
             adjust_panel(controller, controls)
             explain_panel(controller, controls)
@@ -85,12 +85,13 @@ def _layout(controller: TabController, controls: Controls, defaults: Mapping[str
     controls.add_hidden("refresh", "poll", "outcome", "recheck")
 
 
-def _output(controls: Controls) -> None:
+def _output(controller: TabController, controls: Controls) -> None:
     placeholder = "Filled in once both LoRAs are chosen"
     controls.add(gr.Textbox, "output", label="Output name", placeholder=placeholder, max_lines=1)
     controls.add_states("output_filled")
     controls.add(gr.Checkbox, "overwrite", False, label="Overwrite an existing LoRA with this name")
     controls.add(gr.Checkbox, "report", True, label="Save a report next to the file (HTML and JSON)")
+    after_merge(controller, controls)
     with gr.Row(elem_classes=["ziplora-buttons"]):
         controls.add(gr.Button, "generate", "Merge", variant="primary")
         controls.add(gr.Button, "check", "Check")
@@ -99,6 +100,7 @@ def _output(controls: Controls) -> None:
     controls.add(gr.HTML, "bar", jobs.bar(None))
     for name in ("preflight", "curves", "note", "result"):
         controls.add(gr.HTML, name, "")
+    drawn_pictures(controller, controls)
     with gr.Column(visible=False, elem_id="ziplora_tag_panel") as controls["tag_panel"]:
         controls.add(gr.Textbox, "tag", label="Tag and trigger words", interactive=False)
         with gr.Row(elem_classes=["ziplora-buttons"]):

@@ -6,7 +6,7 @@ goes through ``html.escape`` where its HTML is made.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from html import escape
 
 
@@ -43,9 +43,13 @@ def facts(words: str) -> str:
     return f'<div class="ziplora-facts">{escape(words)}</div>'
 
 
-def table(rows: Iterable[tuple[str, str]]) -> str:
-    """Names and values."""
-    cells = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in rows)
+def table(rows: Iterable[tuple[str, str]], explained: Mapping[str, str] | None = None) -> str:
+    """Names and values; what a name means shows when the pointer rests on it."""
+    titles = {name: f' title="{escape(words)}"' for name, words in (explained or {}).items()}
+    cells = "".join(
+        f"<tr{titles.get(name, '')}><th>{escape(name)}</th><td>{escape(value)}</td></tr>"
+        for name, value in rows
+    )
     return f"<table>{cells}</table>"
 
 

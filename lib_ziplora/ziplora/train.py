@@ -202,12 +202,12 @@ def evaluate(
     modules: Mapping[str, nn.Module],
     coefficients: MergerCoefficients,
     samples: Sequence[Samples],
-) -> float:
-    """Sum over LoRAs of the mean relative error on samples, whatever objective was trained.
+) -> tuple[float, ...]:
+    """Each LoRA's mean relative error on its samples, whatever objective was trained.
 
-    0 is perfect; 1 for each LoRA is what no LoRA at all would give.
+    0 is perfect; 1 is what no LoRA at all would give.
     """
-    total = 0.0
+    means = []
     with lora_hooks(modules, coefficients.adapters()):
         for part in samples:
             rows = (part[i : i + 1] for i in range(len(part)))
@@ -215,5 +215,5 @@ def evaluate(
                 relative_error(denoiser.predict(row.x_t, row.t, row.cond), row.target, row.scale)
                 for row in rows
             ]
-            total += torch.stack(errors).mean().item()
-    return total
+            means.append(torch.stack(errors).mean().item())
+    return tuple(means)

@@ -40,6 +40,11 @@ class Tab:
         if not self.page.locator("#ziplora_sampling_steps").is_visible():
             self.page.locator("#ziplora_advanced").get_by_text("Advanced settings").click()
         self.set_number("sampling_steps", 4)
+        self.after_merge("nothing")
+
+    def after_merge(self, what: str) -> None:
+        """Choose what is drawn once a merge is made."""
+        self.page.locator("#ziplora_after_merge").get_by_text(what, exact=True).click()
 
     def text(self, name: str) -> Locator:
         return self.page.locator(f"#ziplora_{name} textarea, #ziplora_{name} input").first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -110,8 +111,8 @@ def test_a_comparison_without_a_merge_says_so(tab: Tab) -> None:
 
 def test_a_merge_is_compared_by_itself_when_asked(tab: Tab, server: Server) -> None:
     open_panel(tab, steps=1)
-    tab.page.locator("#ziplora_compare_after input").check()
     tab.prepare("compared", updates=1)
+    tab.after_merge("a comparison")
     tab.method("direct")
     tab.text("compare_prompts").fill("a sks emoji in szn style")
     tab.press("generate")
@@ -121,3 +122,28 @@ def test_a_merge_is_compared_by_itself_when_asked(tab: Tab, server: Server) -> N
     tab.outcome("done", "compared.safetensors")
     tab.idle()
     assert {"compared.json", "compared.preview.png"} <= server.files()
+
+
+def test_a_merge_ends_in_its_picture_beside_the_plain_sums(tab: Tab, server: Server) -> None:
+    open_panel(tab, steps=1)
+    tab.prepare("pictured", updates=1)
+    tab.method("instant")
+    tab.after_merge("two pictures")
+    tab.press("generate")
+    tab.outcome("done", "pictured.safetensors")
+    expect(tab.page.locator("#ziplora_result .ziplora-verdict")).to_contain_text(
+        re.compile(r"\d+ % of the subject's")
+    )
+    expect(tab.page.locator("#ziplora_result tr", has_text="Held-out loss")).to_have_attribute(
+        "title", re.compile("alone")
+    )
+    tab.outcome("done", "Drew 2 of 2 pictures of pictured", place="drawn_note")
+    expect(tab.page.locator("#ziplora_drawn img").first).to_be_visible()
+    assert {"pictured.json", "pictured.preview.png"} <= server.files()
+    tab.idle()
+    tab.text("output").fill("another")
+    tab.method("direct")
+    tab.after_merge("nothing")
+    tab.press("generate")
+    tab.outcome("done", "another.safetensors")
+    expect(tab.page.locator("#ziplora_drawn img")).to_have_count(0)

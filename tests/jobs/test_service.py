@@ -103,7 +103,7 @@ def test_every_front_end_leaves_the_same_behind(
     assert front_end(service, capsys) == ()
     (recent,) = service.recent.merges()
     assert recent.loras == request().loras
-    assert "both" in [entry.name for entry in catalog(service.host)]
+    assert [entry.name for entry in catalog(service.host) if entry.merged] == ["both"]
     folder = folder_of(service)
     made = {file.name for file in folder.iterdir()} - {minixl.SUBJECT.name, minixl.STYLE.name}
     assert made == {"both.safetensors", "both.ziplora", "both.json"}
@@ -156,6 +156,15 @@ def test_a_job_begun_anywhere_is_seen_while_it_runs(service: Service) -> None:
         service.run(job, look)
     assert {one for one, _ in seen} == {job.id} and seen[-1][1] == "done"
     assert service.running() is None and service.written == 1
+
+
+def test_an_interrupt_that_no_front_end_asked_for_is_said_to_come_from_elsewhere(service: Service) -> None:
+    for ask, elsewhere in ((lambda job: service.host.interrupt(), True), (service.interrupt, False)):
+        job = service.submit(request(), background=False)
+        with service.host.exclusive():
+            service.run(job, lambda _progress, ask=ask, job=job: job.stopping or ask(job))
+        assert job.state == "interrupted" and "nothing was written" in job.error
+        assert ("from elsewhere" in job.error) == elsewhere
 
 
 def test_an_error_after_an_interrupt_is_an_interrupt(service: Service) -> None:

@@ -63,6 +63,16 @@ def test_every_row_has_the_same_prompts_and_seeds(host: DrawingHost) -> None:
     assert host.counts == [len(asked)] and done.stopped == "" and len(done.pictures) == len(asked)
 
 
+def test_a_brief_comparison_is_the_merge_beside_the_plain_sum(host: DrawingHost) -> None:
+    done = compare(request(brief=True, seed=3), host)
+    asked = [(picture.loras, picture.prompt, picture.seed) for picture in host.drawn]
+    assert asked == [((("dog", 0.5), ("ink", 1.0)), PROMPTS[2], 3), ((("merged", 1.0),), PROMPTS[2], 3)]
+    assert done.best_preview() is done.pictures[(1, 0, 0)]
+    host.drawn.clear()
+    compare(request(brief=True, prompts=("a boat", "a hat")), host)
+    assert [picture.prompt for picture in host.drawn] == ["a boat", "a hat"] * 2
+
+
 def test_prompts_are_the_users_without_their_tags(host: DrawingHost) -> None:
     done = compare(request(prompts=("a <lora:merged:1> boat", PROMPTS[0])), host)
     assert [label.detail for label in done.plan.prompts] == ["a boat", PROMPTS[0]]

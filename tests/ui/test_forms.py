@@ -16,6 +16,7 @@ from lib_ziplora.ui.forms import (
     MATRIX_VALUES,
     MERGE_VALUES,
     compare_request,
+    follow_up_request,
     free_name,
     matrix_request,
     merge_request,
@@ -174,6 +175,13 @@ def test_a_comparisons_values_reach_the_request() -> None:
     sampler = Sampler("first", 2, Sampler().guidance_scale, 0, 64, "bad")
     assert compare_request(given) == CompareRequest("merged", ("a dog", "a cat"), 1, 9, sampler, True)
     assert compare_request(compare_values()) == CompareRequest("merged")
+
+
+def test_after_a_merge_two_pictures_are_drawn_with_its_own_prompt_or_a_comparison() -> None:
+    given = compare_values(compare_prompts="a boat", compare_seeds=3, compare_seed=9, compare_steps=2)
+    two = follow_up_request({**given, "after_merge": "two pictures"})
+    assert two == CompareRequest("merged", (), 1, 9, Sampler(steps=2), brief=True)
+    assert follow_up_request({**given, "after_merge": "a comparison"}) == compare_request(given)
 
 
 @pytest.mark.parametrize(

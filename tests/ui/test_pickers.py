@@ -51,15 +51,19 @@ def test_the_list_says_what_each_lora_is_and_why_not() -> None:
     entries = [
         replace(ENTRY, name="old", base="sd1", usable=False, reason="It is old."),
         replace(ENTRY, name="broken", base="", family="", usable=False, reason="It is broken."),
+        replace(ENTRY, name="both", merged=True),
         replace(ENTRY, name="new", pending=True),
         ENTRY,
     ]
     shown = rows(card.listing(entries))
-    assert [name for name, _, _ in shown] == ["new", "cat", "old", "broken"]
-    assert [card.LIST_STATES[state] for _, _, state in shown] == ["pending", "usable", "unusable", "unusable"]
+    assert [name for name, _, _ in shown] == ["new", "cat", "both", "old", "broken"]
+    states = [card.LIST_STATES[state] for _, _, state in shown]
+    assert states == ["pending", "usable", "usable", "unusable", "unusable"]
     notes = {name: note for name, note, _ in shown}
     assert notes["old"] == "for Stable Diffusion 1.x" and notes["broken"] == "can't be read"
-    assert notes["cat"] == "LoRA + DoRA · rank 64" and notes["new"] == ""
+    assert (
+        notes["cat"] == "LoRA + DoRA · rank 64" and notes["new"] == "" and notes["both"] == "merge · rank 64"
+    )
     assert 'data-pending="1"' in card.listing(entries)
 
 
