@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from ..hosts.real_webui import kind
 from .serving import MINIXL, free_port
 
 ROOT = Path(os.environ.get("ZIPLORA_WEBUI", "")).absolute()
@@ -36,10 +37,15 @@ STARTED = "Startup time"
 FOR_SD15 = "made for sd15"
 """Name of the LoRA that can't be used with an SDXL checkpoint."""
 
+KIND = kind(ROOT)
+A1111 = (
+    "--use-cpu all --no-half --no-half-vae --precision full --no-download-sd-model --do-not-download-clip "
+    "--loglevel DEBUG"
+)
+FORGE = "--always-cpu --skip-install --server-name 127.0.0.1"
 ARGUMENTS = (
     "--skip-prepare-environment --skip-torch-cuda-test --skip-python-version-check --skip-version-check "
-    "--use-cpu all --no-half --no-half-vae --precision full --no-download-sd-model --do-not-download-clip "
-    "--disable-console-progressbars --no-prompt-history --loglevel DEBUG"
+    f"--disable-console-progressbars --no-prompt-history {A1111 if KIND == 'a1111' else FORGE}"
 )
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -62,6 +68,15 @@ SETTINGS = {
     "grid_save": False,
     "clean_temp_dir_at_start": False,
 }
+PRESET = {
+    "forge_preset": "xl",
+    "xl_t2i_width": 128,
+    "xl_t2i_height": 128,
+    "xl_t2i_cfg": 5.0,
+    "xl_t2i_sampler": "Euler",
+    "sd_text_encoder": "None",
+}
+"""What Forge's txt2img tab shows instead of ``DEFAULTS``; reForge takes the text encoders of the checkpoint."""
 DEFAULTS = {
     "txt2img/Width/value": 128,
     "txt2img/Height/value": 128,
@@ -140,9 +155,14 @@ def running(folder: Path) -> Iterator[Webui]:
     _write_lora_for_sd15(loras / f"{FOR_SD15}.safetensors")
     pictures.mkdir()
     port = free_port()
-    own = {"outdir_txt2img_samples": str(pictures), "temp_dir": str(folder)}
+    own: dict[str, object] = {"outdir_txt2img_samples": str(pictures), "temp_dir": str(folder)}
     options = ["--port", str(port), "--lora-dir", str(loras)]
-    options += ["--ui-settings-file", _json(folder / "config.json", {**_settings(), **SETTINGS, **own})]
+    options += [
+        "--ui-settings-file",
+        _json(
+            folder / "config.json", {**_settings(), **SETTINGS, **(PRESET if KIND != "a1111" else {}), **own}
+        ),
+    ]
     options += ["--ui-config-file", _json(folder / "ui-config.json", DEFAULTS)]
     options += shlex.split(os.environ.get("ZIPLORA_WEBUI_ARGS", ""))
     log = folder / "webui.log"
@@ -159,7 +179,8 @@ def running(folder: Path) -> Iterator[Webui]:
     webui = Webui(f"http://127.0.0.1:{port}/", loras, pictures, log, process)
     try:
         webui.wait_for_start(1)
-        webui.wait_for_log("Model loaded in", START_SECONDS)
+        if KIND == "a1111":  # the others load it for the first picture
+            webui.wait_for_log("Model loaded in", START_SECONDS)
         yield webui
     finally:
         _stop(process)

@@ -81,7 +81,12 @@ class Txt2img:
 
 def show_tab(page: Page, name: str) -> None:
     """Click one of the WebUI's tabs."""
-    page.locator("#tabs > .tab-nav button").get_by_text(name, exact=True).click()
+    page.locator(tabs_of("tabs")).get_by_text(name, exact=True).first.click()
+
+
+def tabs_of(element: str) -> str:
+    """The buttons of a group of tabs, in gradio 3 and 4."""
+    return f"#{element} > .tab-nav button, #{element} > * > [role=tab]"
 
 
 COUNT_SOCKETS = """
@@ -151,7 +156,7 @@ def reload_ui(page: Page, webui: Webui) -> None:
 def open_settings(page: Page, section: str) -> None:
     """Show a section of the settings page."""
     show_tab(page, "Settings")
-    page.locator("#settings > .tab-nav button").get_by_text(section, exact=True).click()
+    page.locator(tabs_of("settings")).get_by_text(section, exact=True).click()
 
 
 def apply_settings(page: Page) -> set[str]:

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -97,10 +97,8 @@ def out_of_place(unet: nn.Module) -> Iterator[None]:
             for name in ("norm1", "norm2", "norm3"):
                 norm = getattr(block, name)
                 undo.append(norm.register_forward_pre_hook(_copied_input).remove)
-            block.__dict__["_forward"] = functools.partial(
-                _on_a_copy, cast(Callable[..., Any], block._forward)
-            )
-            undo.append(functools.partial(block.__dict__.pop, "_forward"))
+            block.__dict__["forward"] = functools.partial(_on_a_copy, block.forward)
+            undo.append(functools.partial(block.__dict__.pop, "forward"))
         yield
     finally:
         for one in reversed(undo):
