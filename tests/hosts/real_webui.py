@@ -93,5 +93,6 @@ def picture(prompt: str, keep_caches: bool = False) -> np.ndarray:
         do_not_save_samples=True,
         do_not_save_grid=True,
     )
+    p.scripts = importlib.import_module("modules.scripts").ScriptRunner()  # which reForge can't do without
     with closing(p):
         return np.asarray(processing.process_images(p).images[0])

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ...errors import ZipLoraError
+from ...lora.io.container import header_of
 from .. import ApiAccess, InstalledLora, Progress, Sampler
 from . import api, drawing, loras
 
@@ -16,13 +18,26 @@ SMALLEST_SIZE, LARGEST_SIZE = 64, 2048
 
 
 def resolution(entry: Any | None) -> int | None:
-    """The edge of the square pictures that a checkpoint's metadata (ModelSpec) name; None without any."""
-    given = (getattr(entry, "metadata", None) or {}).get("modelspec.resolution")
+    """The edge of the square pictures that a checkpoint's metadata (ModelSpec) name; None without any.
+
+    reForge throws an entry's metadata away once it has loaded the checkpoint; the file still has them.
+    """
+    metadata = getattr(entry, "metadata", None) or _metadata_of(getattr(entry, "filename", ""))
+    given = metadata.get("modelspec.resolution")
     width, mark, height = str(given or "").lower().partition("x")
     if not width.isdecimal() or (mark and height != width):
         return None
     size = int(width)
     return size if SMALLEST_SIZE <= size <= LARGEST_SIZE and size % SMALLEST_SIZE == 0 else None
+
+
+def _metadata_of(filename: str) -> Mapping[str, Any]:
+    if not filename.endswith(loras.SUFFIX):
+        return {}
+    try:
+        return header_of(Path(filename)).metadata
+    except ZipLoraError:
+        return {}
 
 
 class WebuiHost:
