@@ -396,6 +396,11 @@ class MergeRequest:
         """What each LoRA is called: ``subject``, ``style``; numbered, ``subject 2``, where a role has several."""
         return labels([lora.role for lora in self.loras])
 
+    @property
+    def wants_text(self) -> tuple[bool, ...]:
+        """Of each LoRA, whether its text encoder layers go into the file."""
+        return tuple(lora.role in self.settings.text_roles for lora in self.loras)
+
 
 def labels(roles: Sequence[Role]) -> tuple[str, ...]:
     """The roles in words, numbered from 1 where one occurs several times."""

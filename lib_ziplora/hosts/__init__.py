@@ -109,6 +109,10 @@ class Session(Protocol):
         """
         ...
 
+    def text_weight(self, name: str) -> Tensor | None:
+        """The weight (out, in) of a layer of the text encoders by its canonical name; None where there is none."""
+        ...
+
     def encode_images(self, images: Tensor, *, seed: int) -> Tensor:
         """Scaled latents (n, channels, h/8, w/8) in fp32 of images (n, 3, h, w) in [0, 1]."""
         ...

@@ -37,6 +37,11 @@ class A1111Session:
         size = {"width": width, "height": height}
         return text.encode(self.identity.model, prompts, **size, negative=negative, deltas=deltas)
 
+    def text_weight(self, name: str) -> Tensor | None:
+        """See ``Session.text_weight``."""
+        slot = text.slots(self.identity.model).get(name)
+        return None if slot is None else slot.weight.detach().cpu()
+
     def encode_images(self, images: Tensor, *, seed: int) -> Tensor:
         """See ``Session.encode_images``; one image at a time, with the VAE that is loaded."""
         return encode_images(self.identity.model, images, seed)

@@ -24,7 +24,7 @@ from ._diffusers import checkpoint as checkpoints
 from ._diffusers import draw, folders, model, text
 from ._diffusers.folders import SUFFIX as SUFFIX
 from .offload import parked
-from .text_deltas import applied
+from .text_deltas import applied, weight_of
 
 DISTILLED_STEPS = 8
 """Of a picture with a Lightning, Hyper, Turbo, LCM or DMD2 checkpoint."""
@@ -50,6 +50,10 @@ class DiffusersSession:
         modules = text.text_modules([self.pipeline.text_encoder, self.pipeline.text_encoder_2])
         with applied(deltas, modules):
             return text.encode(self.pipeline, prompts, width=width, height=height, negative=negative)
+
+    def text_weight(self, name: str) -> Tensor | None:
+        """See ``Session.text_weight``."""
+        return weight_of(name, text.text_modules([self.pipeline.text_encoder, self.pipeline.text_encoder_2]))
 
     @torch.no_grad()
     def encode_images(self, images: Tensor, *, seed: int) -> Tensor:

@@ -37,6 +37,14 @@ def applied(deltas: TextDeltas, modules: Mapping[str, nn.Module]) -> Iterator[No
             modules[name].weight = parameter
 
 
+def weight_of(name: str, modules: Mapping[str, nn.Module]) -> Tensor | None:
+    """The weight of a layer, on the CPU; None where there is none of that name."""
+    if name not in modules:
+        return None
+    weight: Tensor = modules[name].get_parameter("weight")
+    return weight.detach().cpu()
+
+
 def require_layers(names: Collection[str], present: Collection[str]) -> None:
     """Raise IncompatibleError for a layer name that the text encoders don't have."""
     missing = sorted(set(names) - set(present))

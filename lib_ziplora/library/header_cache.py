@@ -16,9 +16,8 @@ from typing import Any
 from .. import __version__
 from ..errors import LoraFileError
 from ..file_cache import Stamp, cached_by_stat, stamp
-from ..lora.formats.keys import parse
 from ..lora.io.container import header_of
-from ..lora.io.inspect import LoraHeader, describe, inspect_header, unsupported_reason
+from ..lora.io.inspect import LoraHeader, describe, inspect_header, parse_header, unsupported_reason
 from ..lora.io.size import FileShapes, shapes_of
 from .json_store import read_json, write_json
 from .prompts import suggested_prompt
@@ -46,7 +45,7 @@ def inspect_file(path: Path) -> InspectedFile:
         LoraFileError: it is no whole safetensors file.
     """
     raw = header_of(path)
-    parsed = parse(raw.tensors)
+    parsed = parse_header(path, raw)
     return InspectedFile(describe(path, raw, parsed), shapes_of(raw, parsed))
 
 

@@ -69,10 +69,7 @@ class Inputs:
         return dataclasses.replace(self, loras=tuple(empty))
 
     def _with_text(self) -> list[tuple[Lora, bool]]:
-        roles = self.request.settings.text_roles
-        return [
-            (lora, chosen.role in roles) for lora, chosen in zip(self.loras, self.request.loras, strict=True)
-        ]
+        return list(zip(self.loras, self.request.wants_text, strict=True))
 
 
 def read_inputs(prepared: PreparedMerge, host: Host, meter: Meter) -> Inputs:
@@ -90,9 +87,9 @@ def read_inputs(prepared: PreparedMerge, host: Host, meter: Meter) -> Inputs:
     rule = RankRule(request.settings.kept_energy)
     loras = []
     with memory_in_words(), checkpoint_weights(bool(prepared.relative), host) as weights:
-        for file in files:
+        for file, text in zip(files, request.wants_text, strict=True):
             meter.enter("reading", f"Reading {file.stem}")
-            loras.append(read_lora(file, weights, rule, meter.stop_if_interrupted))
+            loras.append(read_lora(file, weights, rule, meter.stop_if_interrupted, text=text))
             meter.advance(1)
     for first, second in itertools.combinations(loras, 2):
         if first.sha256 == second.sha256:

@@ -76,7 +76,7 @@ def preflight(request: MergeRequest, host: Host) -> Preflight:
     headers, shapes = [one.header for one in found.inspected], [one.shapes for one in found.inspected]
     common, single = _paired(request, shapes)
     overlap = None
-    if not any(header.relative_family for header in headers):
+    if not any(header.relative_family() for header in headers):
         try:
             overlap = overlap_of(*found.files)
         except ZipLoraError as error:
@@ -114,7 +114,7 @@ def _size(request: MergeRequest, shapes: Sequence[FileShapes]) -> int | None:
     settings = request.settings
     if any(one.unknown for one in shapes):
         return None
-    wanted = [chosen.role in settings.text_roles for chosen in request.loras]
+    wanted = request.wants_text
     sources = [
         {name: layer for name, layer in one.layers.items() if text or not name.startswith("lora_te")}
         for one, text in zip(shapes, wanted, strict=True)
@@ -131,15 +131,11 @@ def _size(request: MergeRequest, shapes: Sequence[FileShapes]) -> int | None:
 def _remarks(headers: Sequence[LoraHeader], overlap: Overlap | None) -> list[str]:
     found = []
     for header in headers:
-        if header.relative_family:
+        if header.relative_family():
             found.append(
                 f"{header.name} can only be read together with the checkpoint, so its overlap is not measured here."
             )
-        if header.unknown:
-            found.append(
-                f"{header.name}: {len(header.unknown)} tensors belong to no layer that is known and will be left "
-                f"out; the first is {header.unknown[0]}."
-            )
+        found += header.remarks
     if overlap and overlap.measured < overlap.common:
         found.append(f"The overlap is that of {counted(overlap.measured, 'layer')}, some of every block.")
     return found

@@ -57,7 +57,8 @@ class PreparedMerge:
     @property
     def relative(self) -> tuple[str, ...]:
         """The names of the LoRAs that can't be read without the checkpoint's weights."""
-        return tuple(header.name for header in self.headers if header.relative_family)
+        wanted = zip(self.headers, self.request.wants_text, strict=True)
+        return tuple(header.name for header, text in wanted if header.relative_family(text))
 
 
 @dataclass
@@ -101,9 +102,9 @@ def examine(request: MergeRequest, host: Host) -> Examination:
     """As ``prepare``, but with every problem instead of the first, and what is known in spite of them."""
     found = Examination(request)
     check_outputs(found, host)
-    for chosen in request.loras:
+    for chosen, text in zip(request.loras, request.wants_text, strict=True):
         with found.collecting():
-            add_file(found, host.resolve(chosen.lora), host)
+            add_file(found, host.resolve(chosen.lora), host, text)
     if len(found.files) == len(request.loras):
         with found.collecting():
             require_different(request, found.files)
@@ -138,8 +139,14 @@ def check_outputs(found: Examination, host: Host) -> None:
                 check_output(part, request.overwrite)
 
 
-def add_file(found: Examination, path: Path, host: Host) -> None:
+def add_file(found: Examination, path: Path, host: Host, text: bool) -> None:
     """Take a LoRA's file, unless it is no LoRA of SDXL, or needs a checkpoint where there is none.
+
+    Args:
+        found: what it is added to.
+        path: the file.
+        host: for the checkpoint.
+        text: whether its text encoder layers are wanted.
 
     Raises:
         LoraFileError: it can't be read.
@@ -147,11 +154,11 @@ def add_file(found: Examination, path: Path, host: Host) -> None:
     """
     inspected = inspect_file(path)
     require_sdxl(inspected.header)
-    if inspected.header.relative_family:
+    if inspected.header.relative_family(text):
         try:
             host.check()
         except HostError as error:
-            require_sdxl(inspected.header, checkpoint=False)
+            require_sdxl(inspected.header, checkpoint=False, text=text)
             raise UnsupportedLoraError(str(error)) from error
     found.files.append(path)
     found.inspected.append(inspected)

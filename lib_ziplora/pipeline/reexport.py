@@ -113,8 +113,9 @@ def prepare_reexport(request: ReexportRequest, host: Host) -> PreparedMerge:
     )
     check_outputs(found, host)
     if not found.problems:
-        for file in find_sources(saved, path, host):
-            add_file(found, file, host)
+        sources = find_sources(saved, path, host)
+        for file, text in zip(sources, found.request.wants_text, strict=True):
+            add_file(found, file, host, text)
     return dataclasses.replace(found.prepared(), saved=saved, origin=(path, strengths))
 
 

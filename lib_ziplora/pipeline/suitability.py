@@ -51,10 +51,10 @@ def require_fitting(request: MergeRequest, files: Sequence[InspectedFile], host:
     """
     shapes = host.layer_shapes() if isinstance(host, KnowsLayers) else {}
     sections = {_section(name) for name in shapes}
-    for chosen, file in zip(request.loras, files, strict=True):
+    for text, file in zip(request.wants_text, files, strict=True):
         found = {name: layer.weight_shape for name, layer in file.shapes.layers.items()}
         for name in (*found, *file.shapes.unknown):
-            wanted = name.startswith("lora_unet") or chosen.role in request.settings.text_roles
+            wanted = text or name.startswith("lora_unet")
             if _section(name) in sections and wanted and not name.endswith("text_projection"):
                 wrong = _misfit(found.get(name), shapes.get(name))
                 if wrong:

@@ -15,7 +15,10 @@ Weights = Callable[[str], "Tensor | None"]
 
 @contextmanager
 def checkpoint_weights(needed: bool, host: Host) -> Iterator[Weights | None]:
-    """Canonical module name -> weight of the host's UNet, for the time of the block; None when it isn't needed."""
+    """Canonical module name -> weight of the host's UNet or text encoders, for the time of the block.
+
+    None when it isn't needed.
+    """
     if not needed:
         yield None
         return
@@ -23,6 +26,8 @@ def checkpoint_weights(needed: bool, host: Host) -> Iterator[Weights | None]:
         modules = canonical_modules(session.denoiser.unet)
 
         def weight(name: str) -> Tensor | None:
+            if name.startswith("lora_te"):
+                return session.text_weight(name)
             if name not in modules:
                 return None
             found: Tensor = modules[name].get_parameter("weight")

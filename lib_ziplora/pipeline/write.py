@@ -142,10 +142,7 @@ def _report(
 ) -> MergeReport:
     inputs, settings = result.inputs, result.inputs.request.settings
     unknown = {lora.name: lora.unknown for lora in inputs.loras if lora.unknown}
-    warnings = [
-        f"{name}: {len(keys)} tensors belong to no layer that SDXL has and were left out, the first is {keys[0]}."
-        for name, keys in unknown.items()
-    ]
+    warnings = [remark for header in prepared.headers for remark in header.remarks]
     warnings += [sentence for lora in inputs.loras if (sentence := converted_warning(lora))]
     warnings += extras_warnings(inputs.loras, inputs.extras(layers))
     warnings += [*settings.remarks(), *result.warnings]

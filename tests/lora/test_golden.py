@@ -57,4 +57,4 @@ def test_every_layout_is_a_lora_of_sdxl(tmp_path, name):
     assert header.unet_layers == sum(module.startswith("lora_unet_") for module in golden["modules"])
     assert unsupported_reason(header) == ""
     relative = bool(RELATIVE & set(golden["families"]))
-    assert bool(unsupported_reason(header, checkpoint=False)) == relative == bool(header.relative_family)
+    assert bool(unsupported_reason(header, checkpoint=False)) == relative == bool(header.relative_family())

@@ -39,7 +39,7 @@ def test_pefts_configuration_beside_the_file_gives_the_alphas(tmp_path):
     (tmp_path / SIDECAR).write_text(json.dumps(CONFIG | {"use_rslora": True, "alpha_pattern": {}}))
     assert scalings(tmp_path) == pytest.approx({Q: 6 / 3**0.5, K2: 6 / 2**0.5})
     (tmp_path / SIDECAR).write_text(json.dumps(CONFIG | {"alpha_pattern": {"^attn1.to_q": 3, "to_q": 9}}))
-    assert scalings(tmp_path) == pytest.approx({Q: 1.0, K2: 3.0})
+    assert scalings(tmp_path) == pytest.approx({Q: 3.0, K2: 3.0})  # ^ is the start of unet.down_blocks
 
 
 @pytest.mark.parametrize(

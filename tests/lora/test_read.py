@@ -187,9 +187,9 @@ def test_tensors_that_are_not_aligned_are_read(tmp_path):
 
 
 def test_stray_keys_are_listed_and_the_rest_is_read(tmp_path):
-    content = {**tensors(sample_layers()), "bundle_emb.word.emb": torch.zeros(2), f"{Q}.note": torch.zeros(1)}
+    content = {**tensors(sample_layers()), "bundle_emb.word.emb": torch.zeros(2), "note": torch.zeros(1)}
     lora = read_lora(save(tmp_path / "a.safetensors", content))
-    assert set(lora.unknown) == {"bundle_emb.word.emb", f"{Q}.note"}
+    assert set(lora.unknown) == {"bundle_emb.word.emb", "note"}
     assert_same_deltas(lora.layers, sample_layers())
 
 

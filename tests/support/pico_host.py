@@ -112,6 +112,7 @@ class PicoHost:
         self.events: list[Progress] = []
         self.refreshed: list[Path] = []
         self.cards: dict[str, dict[str, Any]] = {}
+        self.text_weights: dict[str, Tensor] = {}
 
     def loras(self) -> Sequence[InstalledLora]:
         files = sorted(self.folder.glob("*.safetensors"))
@@ -158,6 +159,9 @@ class PicoHost:
             seed = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:4], "big")
             rows.append(torch.randn(1, 4, CONTEXT, generator=torch.Generator().manual_seed(seed)))
         return Conditioning(torch.cat(rows), torch.zeros(len(rows), 2))
+
+    def text_weight(self, name: str) -> Tensor | None:
+        return self.text_weights.get(name)
 
     def encode_images(self, images: Tensor, *, seed: int) -> Tensor:
         return F.adaptive_avg_pool2d(images, (images.shape[2] // 8, images.shape[3] // 8)).repeat(1, 2, 1, 1)[

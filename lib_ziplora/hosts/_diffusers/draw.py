@@ -18,7 +18,7 @@ from ...lora.io.read import read_lora
 from ...lora.layer import Lora
 from ...ziplora.hooks import adapters, check_fit, lora_hooks
 from .. import Drawn, OnStep, Pen, Picture, Sampler
-from ..text_deltas import applied
+from ..text_deltas import applied, weight_of
 from . import text
 from .model import SIZE_IDS
 
@@ -226,17 +226,13 @@ def worn(pipeline: Any, file: Path, weight: float) -> Iterator[None]:
         ZipLoraError: the file can't be read, or does not fit the checkpoint.
     """
     modules = canonical_modules(pipeline.unet)
-
-    def checkpoint_weight(name: str) -> Tensor | None:
-        return modules[name].get_parameter("weight").detach().cpu() if name in modules else None
-
-    lora = read_lora(file, checkpoint_weight)
+    encoders = text.text_modules([pipeline.text_encoder, pipeline.text_encoder_2])
+    lora = read_lora(file, lambda name: weight_of(name, encoders if name.startswith("lora_te") else modules))
     layers = {name: scale(layer, weight) for name, layer in lora.unet_layers().items()}
     check_fit(modules, layers, lora.name)
     device, dtype = pipeline.unet.device, pipeline.unet.dtype
     branches = adapters(layers, device, dtype)
     deltas = {name: scale(layer, weight).delta for name, layer in lora.text_layers().items()}
-    encoders = text.text_modules([pipeline.text_encoder, pipeline.text_encoder_2])
     with (
         lora_hooks(modules, branches),
         applied(deltas, encoders),

@@ -19,7 +19,7 @@ from .._webui.encoding import encode_images, encode_prompts
 from .._webui.guard import frozen, instance_forwards_aside
 from .._webui.host import SDXL_SIZE, WebuiHost, resolution
 from .._webui.kind import LATENT_CHANNELS, NEED, check_base
-from ..text_deltas import applied
+from ..text_deltas import applied, weight_of
 from .unet import ForgeDenoiser, any_inference, attributes, check_layers, normal_tensors, out_of_place
 
 ZERO_SNR = "Zero Terminal SNR"
@@ -103,6 +103,10 @@ class ForgeSession:
                 self.model.set_clip_skip(int(shared.opts.CLIP_stop_at_last_layers))
             with applied(deltas, text_modules(clip.cond_stage_model)):
                 return encode_prompts(self.model, prompts, negative=negative, **size)
+
+    def text_weight(self, name: str) -> Tensor | None:
+        """See ``Session.text_weight``."""
+        return weight_of(name, text_modules(self.model.forge_objects_original.clip.cond_stage_model))
 
     def encode_images(self, images: Tensor, *, seed: int) -> Tensor:
         """See ``Session.encode_images``; one image at a time, with the VAE that is loaded."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
-from .keys import ParsedKeys, TensorName
+from .keys import ParsedKeys, TensorName, parse_key
 
 # What people call them.
 BASE_NAMES = {
@@ -52,6 +53,28 @@ OLDER_PLACES = (
 
 # Width of the text conditioning that cross-attention reads; SDXL's own is 2048.
 CONTEXT_WIDTHS = {768: "sd1", 1024: "sd2", 1280: "sdxl-refiner"}
+
+# What SDXL's second text encoder has and its first has not: width, inner width, layers from 12 on.
+WIDTHS_2 = frozenset({1280, 5120})
+_DEEP_LAYER = re.compile(r"layers_(1[2-9]|[23]\d)_")
+
+
+def sole_text_encoder(shapes: Mapping[str, Sequence[int]], second: bool = False) -> int:
+    """Which of SDXL's text encoders is meant in a file that has layers of one only: 1 or 2.
+
+    PEFT's names say nothing of it, and some tools write the first one's name for any.
+
+    Args:
+        shapes: tensor name -> shape.
+        second: whether the file's folder or configuration says that it is the second.
+    """
+    names = {key: parse_key(key) for key in shapes}
+    text = [key for key, name in names.items() if name.section in ("te1", "te")]
+    if not text or any(name.section == "te2" for name in names.values()):
+        return 1
+    wide = any(not WIDTHS_2.isdisjoint(shapes[key]) for key in text)
+    deep = any(_DEEP_LAYER.search(names[key].path) for key in text)
+    return 2 if wide or deep or (second and len(text) == len(names)) else 1
 
 
 def detect_base(parsed: ParsedKeys, shapes: Mapping[str, Sequence[int]]) -> str:

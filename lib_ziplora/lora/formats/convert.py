@@ -14,7 +14,20 @@ from torch import Tensor
 from ...errors import LoraFileError, UnsupportedLoraError
 from ..layer import Approximation, LoraLayer
 from ..lowrank import RankRule, from_dense
-from .families import FAMILIES, delta_weight, family_of, named_family, needs_weight, scaling
+from .deltas import magnitude_on_outputs
+from .families import (
+    FAMILIES,
+    MAGNITUDES,
+    NORM,
+    RELATIVE,
+    SIDE_PARTS,
+    delta_weight,
+    family_of,
+    is_bias_alone,
+    named_family,
+    scaling,
+    uses_alpha,
+)
 from .limits import check_affordable, rank_and_shape, weight_shape
 from .sdxl import largest_weight
 
@@ -25,8 +38,6 @@ Weights = Callable[[str], "Tensor | None"]
 PAIR = frozenset({"down", "up", "mid"})
 # Parts of a single number.
 SINGLE = frozenset({"alpha", "scale", "on_input"})
-# Parts that a layer carries beside its delta weight.
-SIDE_PARTS = frozenset({"diff_b", "up_bias"})
 # The bit patterns of infinity; those of NaN are above.
 _INFINITY = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80}
 
@@ -40,17 +51,33 @@ class Converted:
     extras: dict[str, Tensor]
 
 
-def convert(file: Path, name: str, parts: Parts, weights: Weights | None, rule: RankRule) -> Converted:
+def convert(
+    file: Path, name: str, parts: Parts, weights: Weights | None, rule: RankRule, start: str = ""
+) -> Converted:
     """A module's tensors, of any family, fp64 cast to fp32 already.
 
     LoRA and LoCon are exact as they are, without an approximation.
+
+    Args:
+        file: what errors name.
+        name: canonical module name.
+        parts: its tensors.
+        weights: the checkpoint's.
+        rule: the rank of what is not exact as it is.
+        start: ``pissa`` or ``olora``, where training began with a part of the weight taken off.
 
     Raises:
         LoraFileError: tensors that are incomplete, not finite, or don't fit each other.
         UnsupportedLoraError: the delta weight needs the checkpoint's weight, which isn't there.
     """
+    if "alpha" in parts and not uses_alpha(parts):
+        parts = {part: tensor for part, tensor in parts.items() if part != "alpha"}
     _check_numbers(file, name, parts)
+    if is_bias_alone(parts):
+        return Converted(None, None, {"diff_b": parts["diff_b"].float().flatten()})
     family = named_family(parts)
+    if start and family in ("lora", "dora"):
+        family = start
     if family == "lora" or (family is None and _is_broken_pair(parts)):
         layer = _pair(file, name, parts)
         approximation = None
@@ -60,11 +87,17 @@ def convert(file: Path, name: str, parts: Parts, weights: Weights | None, rule: 
             "of LoRA. Save it again with its trainer."
         )
     elif family == "norm":
-        return Converted(None, None, {part: parts[part].float() for part in ("w_norm", "b_norm")})
+        there = next(parts[part] for part in NORM if part in parts)
+        norm = {part: parts.get(part, torch.zeros_like(there)).float().flatten() for part in sorted(NORM)}
+        if len({tensor.numel() for tensor in norm.values()}) > 1:
+            raise LoraFileError(
+                f"{file.name}: w_norm and b_norm of layer {name} don't fit each other. Save it again with its trainer."
+            )
+        return Converted(None, None, norm)
     else:
-        weight = _weight(file, name, family, weights) if needs_weight(parts) else None
+        weight = _weight(file, name, family, weights) if family in RELATIVE else None
         try:
-            layer, found = _low_rank(name, parts, weight, rule)
+            layer, found = _low_rank(name, parts, weight, rule, start)
         except (RuntimeError, ValueError, IndexError) as error:
             shapes = ", ".join(f"{part} {list(tensor.shape)}" for part, tensor in sorted(parts.items()))
             raise LoraFileError(
@@ -114,7 +147,7 @@ def _side_extras(file: Path, name: str, parts: Parts, features: int) -> dict[str
 
 
 def _low_rank(
-    name: str, parts: Parts, weight: Tensor | None, rule: RankRule
+    name: str, parts: Parts, weight: Tensor | None, rule: RankRule, start: str
 ) -> tuple[LoraLayer, Approximation]:
     family = family_of(parts)
     shapes = {part: tuple(tensor.shape) for part, tensor in parts.items()}
@@ -123,7 +156,7 @@ def _low_rank(
         check_affordable(name, shapes, told[1])
     if weight is not None:
         _check_weight(name, shapes, told, tuple(weight.shape))
-        return from_dense(name, delta_weight(parts, weight=weight), rule)
+        return from_dense(name, delta_weight(parts, weight=weight, start=start), rule)
     if told is None:
         raise ValueError(f"{family} has no shape of its own")
     shape = told[1]
@@ -142,8 +175,10 @@ def _check_weight(
     """Raise ValueError unless the tensors are for a weight of this shape."""
     weight_shape(name, weight)
     wrong = told is not None and math.prod(told[1]) != math.prod(weight)
-    if wrong or torch.broadcast_shapes(shapes.get("dora_scale", ()), weight) != weight:
+    if wrong:
         raise ValueError(f"the checkpoint's layer has the shape {weight}")
+    for part in MAGNITUDES & shapes.keys():
+        magnitude_on_outputs(shapes[part], weight, part == "magnitude")
 
 
 def _weight(file: Path, name: str, family: str, weights: Weights | None) -> Tensor:
@@ -155,8 +190,6 @@ def _weight(file: Path, name: str, family: str, weights: Weights | None) -> Tens
             "which changes the checkpoint's own weights and can't be read without them. Choose a checkpoint "
             "(--checkpoint on the command line), or convert the file to a plain LoRA."
         )
-    elif name.startswith("lora_te"):
-        what = "which can't be merged in a text encoder. Choose a LoRA without text encoder layers."
     else:
         what = "but the checkpoint has no such layer. Choose the checkpoint that it was trained on."
     raise UnsupportedLoraError(f"{file.name}: layer {name} is {FAMILIES[family].label}, {what}")

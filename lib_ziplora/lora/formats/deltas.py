@@ -1,13 +1,14 @@
 """Delta weights of every family of adapters, as pure functions on one module's tensors.
 
 The tensors come as ``parts``: a mapping from the part's name, as in ``keys.PARTS``, to the
-tensor. Results are in fp32, without alpha. Each equals what the WebUI 1.10.1 adds to the weight at strength 1;
-LyCORIS, whose trainer writes these files, agrees except where a function says otherwise.
+tensor. Results are in fp32, without alpha. Each equals what the trainer that writes such files means; the WebUI 1.10.1
+adds the same at strength 1, except where a function says otherwise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -167,26 +168,70 @@ def _butterfly(stages: Tensor, weight: Tensor) -> Tensor:
     return flat.reshape(weight.shape)
 
 
-def decomposed(weight: Tensor, delta: Tensor, magnitude: Tensor) -> Tensor:
+def decomposed(weight: Tensor, delta: Tensor, magnitude: Tensor, on_outputs: bool) -> Tensor:
     """DoRA (arXiv 2402.09353): the delta weight that gives weight + delta the learnt magnitudes.
 
-    (weight + delta) * magnitude / length - weight, with the length of each input's column. A
-    magnitude has the shape (1, in[, 1, 1]). LyCORIS and PEFT also train one for every output,
-    (out, 1[, 1, 1]), and divide by the length of each output's row; the WebUI divides
-    by the columns' lengths there too, and so does this. ``decomposed_rows`` is the other reading.
+    (weight + delta) * magnitude / length - weight, with the length of each output's row or of each input's column.
+    The WebUI 1.10.1 divides by the columns' lengths in both cases; LyCORIS, PEFT, OneTrainer and ComfyUI do not.
+
+    Args:
+        weight: (out, in[, kh, kw]).
+        delta: of the same shape.
+        magnitude: one number for every output or for every input.
+        on_outputs: which of the two (``magnitude_on_outputs``).
     """
-    moved = weight + delta
-    length = moved.transpose(0, 1).flatten(1).norm(dim=1)
-    return _with_length(moved, magnitude, length.reshape(1, -1, *[1] * (weight.ndim - 2))) - weight
+    moved, axis = weight + delta, 0 if on_outputs else 1
+    length = moved.transpose(0, axis).flatten(1).norm(dim=1).clamp_min(torch.finfo(moved.dtype).tiny)
+    factors = magnitude.float().reshape(-1) / length
+    result: Tensor = moved * factors.reshape(*(-1 if i == axis else 1 for i in range(weight.ndim))) - weight
+    return result
 
 
-def decomposed_rows(weight: Tensor, delta: Tensor, magnitude: Tensor) -> Tensor:
-    """DoRA with one magnitude for every output, (out, ...), as LyCORIS and PEFT mean it."""
-    moved = weight + delta
-    shape = (-1, *[1] * (weight.ndim - 1))
-    return _with_length(moved, magnitude.reshape(shape), moved.flatten(1).norm(dim=1).reshape(shape)) - weight
+def magnitude_on_outputs(magnitude: Sequence[int], weight: Sequence[int], peft: bool = False) -> bool:
+    """Whether DoRA's magnitudes are one for every output, or one for every input.
+
+    LyCORIS and OneTrainer write (out, 1[, 1, 1]) or (1, in[, 1, 1]), as they were told; PEFT and ai-toolkit (out,),
+    and PEFT (1, out, 1, 1) of convolutions.
+
+    Args:
+        magnitude: shape of the magnitudes.
+        weight: shape of the weight.
+        peft: whether they have PEFT's name.
+
+    Raises:
+        ValueError: they fit neither.
+    """
+    count = math.prod(magnitude)
+    last = len(magnitude) > 1 and magnitude[0] == 1 and not (peft and len(magnitude) == 4)
+    if count == weight[0] and (not last or count == 1):
+        return True
+    if count == weight[1] and (last or len(magnitude) == 1 or peft):
+        return False
+    raise ValueError(
+        f"magnitudes of the shape {tuple(magnitude)} don't fit a weight of the shape {tuple(weight)}"
+    )
 
 
-def _with_length(moved: Tensor, magnitude: Tensor, length: Tensor) -> Tensor:
-    """A column of zeros stays one."""
-    return moved * (magnitude.float() / length.clamp_min(torch.finfo(length.dtype).tiny))
+def taken_off(start: str, weight: Tensor, rank: int, scale: float) -> Tensor:
+    """What beginning an adapter has taken off the checkpoint's weight, (out, in).
+
+    PiSSA (arXiv 2404.02948) takes off the weight's best approximation of the adapter's rank; OLoRA (arXiv
+    2406.01775) the first columns of Q times the first rows of R of its QR decomposition, times alpha / rank.
+
+    Raises:
+        ValueError: a convolution's weight, which PEFT begins in neither way.
+    """
+    if weight.ndim != 2:
+        raise ValueError(f"{start} is for linear layers")
+    matrix = weight.double()
+    if start == "olora":
+        basis = torch.linalg.qr(matrix[:, :rank])[0]
+        return scale * _projected(matrix, basis)
+    if matrix.shape[0] > matrix.shape[1]:
+        return taken_off(start, weight.T, rank, scale).T
+    return _projected(matrix, torch.linalg.eigh(matrix @ matrix.T)[1][:, -rank:])
+
+
+def _projected(matrix: Tensor, basis: Tensor) -> Tensor:
+    """The part of a matrix that lies in the space of some orthonormal columns, in fp32."""
+    return (basis @ (basis.T @ matrix)).float()

@@ -36,7 +36,8 @@ class Family:
         rank_and_shape: of the delta weight, from the tensors' shapes; None where those don't tell.
         low_rank: (name, parts, scaling, input dimensions, rule) -> a layer without the dense delta weight.
         scaled: whether ``alpha`` and ``scale`` multiply the delta weight.
-        refused: no merge can take it, whatever checkpoint is there.
+        modifies: it is a way to change or to begin another family, relative to the checkpoint's weight.
+        refused: why no merge can take it, whatever checkpoint is there, as half a sentence; "" when one can.
     """
 
     label: str
@@ -48,7 +49,8 @@ class Family:
     rank_and_shape: Callable[[PartShapes], tuple[int, tuple[int, ...]]] | None = None
     low_rank: Callable[[str, Parts, float, Sequence[int], RankRule], LowRank] | None = None
     scaled: bool = True
-    refused: bool = False
+    modifies: bool = False
+    refused: str = ""
 
 
 def _loha(name: str, parts: Parts, scaling: float, inputs: Sequence[int], rule: RankRule) -> LowRank:
@@ -59,6 +61,8 @@ def _lokr(name: str, parts: Parts, scaling: float, inputs: Sequence[int], rule: 
     return from_kronecker(name, *deltas.lokr_matrices(parts), scaling, inputs, rule)
 
 
+_OTHER_FORM = "it has another form than the one that LyCORIS writes, and no loader of LoRAs applies it"
+
 # The WebUI's order: the first whose required parts are there counts.
 FAMILIES = {
     "lora": Family(
@@ -68,7 +72,13 @@ FAMILIES = {
         delta=deltas.lora,
         rank_and_shape=shapes.lora,
     ),
-    "dora": Family("DoRA", tails=("dora_scale", "lora_magnitude_vector.weight", "lora_magnitude_vector")),
+    "dora": Family(
+        "DoRA",
+        tails=("dora_scale", "lora_magnitude_vector.weight", "lora_magnitude_vector", "magnitude"),
+        modifies=True,
+    ),
+    "pissa": Family("PiSSA", modifies=True),
+    "olora": Family("OLoRA", modifies=True),
     "lora-bias": Family("LoRA with biases", tails=("lora_B.bias", "lora_up.bias")),
     "loha": Family(
         "LoHa",
@@ -108,7 +118,7 @@ FAMILIES = {
     "norm": Family(
         "trained norm layers",
         tails=("w_norm", "b_norm"),
-        required=(frozenset({"w_norm", "b_norm"}),),
+        required=(frozenset({"w_norm"}), frozenset({"b_norm"})),
         delta=deltas.norm,
     ),
     "glora": Family(
@@ -125,12 +135,55 @@ FAMILIES = {
         delta_of_weight=deltas.oft,
         scaled=False,
     ),
-    "peft-oft": Family("PEFT's OFT", tails=("oft_R.weight",), refused=True),
+    **{
+        f"refused-{label}": Family(label, tails=tails, refused=why)
+        for label, tails, why in (
+            ("PEFT's OFT", ("oft_R.weight",), _OTHER_FORM),
+            ("PEFT's BOFT", ("boft_R", "boft_s"), _OTHER_FORM),
+            ("PEFT's (IA)3", ("ia3_l",), _OTHER_FORM),
+            (
+                "T-LoRA",
+                ("q_layer.weight", "p_layer.weight", "lambda_layer"),
+                "its rank depends on the timestep",
+            ),
+            ("AdaLoRA", ("lora_E", "ranknum"), "the rank of each of its layers is in a form of its own"),
+            ("VeRA", ("vera_lambda_b", "vera_lambda_d"), "its matrices are drawn anew from a seed"),
+            ("HRA", ("hra_u",), _OTHER_FORM),
+            ("Bone", ("bone_block",), _OTHER_FORM),
+            ("MiSS", ("miss_block",), _OTHER_FORM),
+            (
+                "FourierFT",
+                ("fourierft_spectrum",),
+                "the places of its frequencies are drawn anew from a seed",
+            ),
+            ("SVDiff", ("spectral_shifts",), "it changes the singular values of each weight"),
+            ("GLoRA with Tucker's core", ("bm.weight",), "no loader applies it"),
+            (
+                "a replaced weight",
+                ("set_weight",),
+                "it replaces the checkpoint's own weights, whatever they are",
+            ),
+        )
+    },
+    "module": Family(
+        "whole weights of the model's own layers (PEFT's modules_to_save and bias)",
+        refused="they replace the checkpoint's own weights instead of changing them",
+    ),
+    "unknown": Family(
+        "tensors of a kind that is not known here",
+        refused="what they do to their layer is not known, so the rest of the file would not be what was trained",
+    ),
 }
-# DoRA's magnitudes: kohya's and LyCORIS's, PEFT's.
+# The differences of a norm layer, of which a file may have one alone.
+NORM = frozenset({"w_norm", "b_norm"})
+# Parts that a layer carries beside its delta weight.
+SIDE_PARTS = frozenset({"diff_b", "up_bias"})
+# DoRA's magnitudes: kohya's, LyCORIS' and OneTrainer's; PEFT's and ai-toolkit's.
 MAGNITUDES = frozenset({"dora_scale", "magnitude"})
 # Families whose delta weight depends on the checkpoint's weight.
-RELATIVE = frozenset({"dora", *(name for name, row in FAMILIES.items() if row.delta_of_weight is not None)})
+RELATIVE = frozenset(
+    name for name, row in FAMILIES.items() if row.modifies or row.delta_of_weight is not None
+)
 RANK_PARTS = tuple(part for family in FAMILIES.values() for part in family.rank_parts)
 
 
@@ -146,19 +199,23 @@ def named_family(parts: Collection[str]) -> str | None:
     return family_of(parts) if MAGNITUDES.isdisjoint(parts) else "dora"
 
 
-def needs_weight(parts: Collection[str]) -> bool:
-    """Whether the delta weight can't be known without the checkpoint's weight."""
-    return named_family(parts) in RELATIVE
+def needs_weight(parts: Collection[str]) -> str:
+    """The family of a delta weight that can't be known without the checkpoint's weight, or ""."""
+    family = named_family(parts)
+    return family if family in RELATIVE else ""
 
 
-def delta_weight(parts: Parts, shape: Sequence[int] | None = None, weight: Tensor | None = None) -> Tensor:
+def delta_weight(
+    parts: Parts, shape: Sequence[int] | None = None, weight: Tensor | None = None, start: str = ""
+) -> Tensor:
     """The delta weight of a module, of whichever family its parts make, in fp32.
 
     Args:
         parts: the module's tensors.
         shape: of the module's weight, where tensors alone don't say it (a convolution whose
             kernel is flattened into the columns); the weight's own where that is given.
-        weight: the checkpoint's, for (IA)3, GLoRA, OFT, BOFT and DoRA.
+        weight: the checkpoint's, for (IA)3, GLoRA, OFT, BOFT, DoRA, PiSSA and OLoRA.
+        start: ``pissa`` or ``olora``, where training began with a part of the weight taken off.
 
     Raises:
         ValueError: the parts make no family, or the weight is needed and absent.
@@ -167,8 +224,11 @@ def delta_weight(parts: Parts, shape: Sequence[int] | None = None, weight: Tenso
     family = family_of(parts)
     if family is None:
         raise ValueError(f"no family has the parts {', '.join(sorted(parts))}")
-    if needs_weight(parts) and weight is None:
+    if (start or needs_weight(parts)) and weight is None:
         raise ValueError(f"{family} needs the checkpoint's weight")
+    if start and weight is not None:
+        part = deltas.taken_off(start, weight, rank_of(parts) or 0, scaling(parts))
+        return delta_weight(parts, shape, weight.float() - part) - part
     row, base = FAMILIES[family], None if weight is None else weight.float()
     if row.delta is not None:
         delta = row.delta(parts)
@@ -181,11 +241,11 @@ def delta_weight(parts: Parts, shape: Sequence[int] | None = None, weight: Tenso
     target = base.shape if base is not None else shape
     if target is not None:
         delta = delta.reshape(torch.Size(target))
-    if base is not None and "dora_scale" in parts:
-        return deltas.decomposed(base, delta, parts["dora_scale"])
-    if base is not None and "magnitude" in parts:
-        return deltas.decomposed_rows(base, delta, parts["magnitude"])
-    return delta
+    magnitude = next((part for part in parts if part in MAGNITUDES), None)
+    if base is None or magnitude is None:
+        return delta
+    outputs = deltas.magnitude_on_outputs(parts[magnitude].shape, base.shape, magnitude == "magnitude")
+    return deltas.decomposed(base, delta, parts[magnitude], outputs)
 
 
 def scaling(parts: Parts) -> float:
@@ -202,13 +262,22 @@ def scaling(parts: Parts) -> float:
     if "scale" in parts:
         return float(parts["scale"])
     rank = rank_of(parts)
-    if rank is not None and "alpha" in parts:
-        return float(parts["alpha"]) / rank
-    if family == "glora" and "alpha" in parts and not deltas.is_old_glora(parts):
-        return float(parts["alpha"]) / parts["a2.weight"].shape[0]
-    return 1.0
+    if rank is None and family == "glora" and not deltas.is_old_glora(parts):
+        rank = parts["a2.weight"].shape[0]
+    return float(parts["alpha"]) / rank if rank is not None and "alpha" in parts else 1.0
+
+
+def is_bias_alone(parts: Collection[str]) -> bool:
+    """Whether a module's parts change its bias and nothing else."""
+    return set(parts) - {"alpha"} == {"diff_b"}
+
+
+def uses_alpha(parts: Parts) -> bool:
+    """Whether alpha changes a module's delta weight; LyCORIS writes infinity where it doesn't, of a huge dimension."""
+    family = family_of(parts)
+    return family in (None, "glora", "oft") or rank_of(parts) is not None
 
 
 def rank_of(parts: Parts) -> int | None:
     """The rank that alpha is divided by, or None in a family that has none."""
-    return next((parts[part].shape[0] for part in RANK_PARTS if part in parts), None)
+    return next((parts[part].shape[0] for part in RANK_PARTS if part in parts and parts[part].ndim), None)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from torch import Tensor, nn
 
 from .families import FAMILIES
-from .sdxl import text_paths, unet_paths
+from .sdxl import is_norm, text_paths, unet_paths
 
 # Who wrote the name. The first that fits counts.
 LEADS = {
@@ -25,6 +25,9 @@ LEADS = {
     "base_model_model_": "peft",
     "": "diffusers",
 }
+
+# What PEFT puts before the path of the model that it wraps; also after the section: unet.base_model.model.
+WRAPPER = "base_model.model."
 
 # Which model the rest of the name belongs to. The first that fits counts.
 SECTIONS = {
@@ -44,6 +47,8 @@ SECTIONS = {
     "model_diffusion_model_": "unet",
     "diffusion_model_": "unet",
     "text_model_": "text_model",
+    "encoder_layers_": "text_model",
+    "text_projection": "text_model",
     "": "unet",
 }
 
@@ -72,20 +77,32 @@ MODULE_PARTS = {"weight": "weight", "bias": "bias"}
 
 PARTS = {**LOW_RANK_PARTS, **FAMILY_PARTS, **MODULE_PARTS}
 
+# ComfyUI and LyCORIS write the differences of norm layers as those of any other layer.
+NORM_PARTS = {"diff": "w_norm", "diff_b": "b_norm"}
+
 # Tails that several trainers spell differently -> one part.
 PART_NAMES = {
     **LOW_RANK_PARTS,
     "lora_magnitude_vector.weight": "magnitude",
-    "lora_magnitude_vector": "magnitude",
+    "lora_magnitude_vector": "magnitude",  # and ai-toolkit's own word, magnitude
     "lora_B.bias": "up_bias",
     "lora_up.bias": "up_bias",
 }
 
+UNKNOWN = "unknown"
+"""The family of a tensor that belongs to a layer of SDXL, but is of a kind that no table has."""
+
 # Parts that PEFT writes with an adapter's name inside: lora_A.default.weight.
 ADAPTER_PARTS = frozenset(("lora_A", "lora_B", "lora_magnitude_vector"))
 
-# Old diffusers: attn1.processor.to_q_lora.down.weight.
-REWRITES = ((".processor.", "."), ("_lora.down.", ".lora.down."), ("_lora.up.", ".lora.up."))
+# Old diffusers: attn1.processor.to_q_lora.down.weight; torch.compile, FSDP.
+REWRITES = (
+    (".processor.", "."),
+    ("_lora.down.", ".lora.down."),
+    ("_lora.up.", ".lora.up."),
+    ("_orig_mod.", ""),
+    ("_fsdp_wrapped_module.", ""),
+)
 
 
 @dataclass(frozen=True)
@@ -99,7 +116,9 @@ class TensorName:
         module: the canonical module name, or None when SDXL has no such module.
         part: the tensor's place in its module, as in ``PART_NAMES``, or the tail of another
             family's name; None when no table has it.
-        family: ``lora``, ``module``, one of the other families, or None.
+        family: ``lora``, ``module``, one of the other families, ``unknown`` (of a layer that SDXL has), or None.
+        dotted: the module's path as PEFT knows it, with dots.
+        adapter: the adapter's name, where a name has one.
     """
 
     dialect: str
@@ -108,6 +127,8 @@ class TensorName:
     module: str | None
     part: str | None
     family: str | None
+    dotted: str = ""
+    adapter: str = ""
 
 
 @dataclass(frozen=True)
@@ -121,6 +142,7 @@ class ParsedKeys:
         families: other family -> first tensor name that shows it.
         unknown: tensor names that belong to no layer we know.
         duplicates: (canonical module, tensor name, tensor name) said twice in different words.
+        starts: section (``unet``, ``te1``, ``te2``) -> ``AdapterConfig.start``.
     """
 
     modules: Mapping[str, Mapping[str, str]]
@@ -129,6 +151,11 @@ class ParsedKeys:
     families: Mapping[str, str]
     unknown: tuple[str, ...]
     duplicates: tuple[tuple[str, str, str], ...]
+    starts: Mapping[str, str] = field(default_factory=dict)
+
+    def start(self, module: str) -> str:
+        """How a module's adapter began where that has changed the checkpoint's weights, or ""."""
+        return self.starts.get(module.split("_", 2)[1], "")
 
 
 def canonical_unet_name(module_path: str) -> str | None:
@@ -172,28 +199,64 @@ def canonical_modules(unet: nn.Module) -> dict[str, nn.Module]:
 
 
 @lru_cache(maxsize=65536)
-def parse_key(key: str) -> TensorName:
-    """Take one tensor name apart. Cached: a folder of LoRAs has the same names over and over."""
-    owner, tail = _split_part(key)
+def parse_key(key: str, text_encoder: int = 1) -> TensorName:
+    """Take one tensor name apart. Cached: a folder of LoRAs has the same names over and over.
+
+    Args:
+        key: the name.
+        text_encoder: which one is meant by a name that leaves it open.
+    """
+    for old, new in REWRITES:
+        key = key.replace(old, new)
+    owner, tail, adapter = _split_part(key)
+    place = _place(owner, text_encoder)
+    family = _family(tail)
+    pieces = key.split(".")
+    for count in range(1, min(4, len(pieces))) if place.module is None else ():
+        other = _place(".".join(pieces[:-count]), text_encoder)
+        if other.module is not None:
+            place, tail, family = other, ".".join(pieces[-count:]), UNKNOWN
+    part = PART_NAMES.get(tail, tail) if tail else None
+    if part in NORM_PARTS and place.module is not None and is_norm(place.module):
+        part, family = NORM_PARTS[part], "norm"
+    return replace(place, part=part, family=family, adapter=adapter)
+
+
+def _place(owner: str, text_encoder: int) -> TensorName:
+    """Which module a tensor belongs to, by what stands before its part."""
     path = owner.replace(".", "_")
     lead = next(lead for lead in LEADS if path.startswith(lead))
-    path = path[len(lead) :]
+    dialect = "peft" if WRAPPER in owner else LEADS[lead]
+    path = _unwrapped(path[len(lead) :])
     prefix = next(prefix for prefix in SECTIONS if path.startswith(prefix))
     section = SECTIONS[prefix]
     if section == "text_model":
         section = "te1"
     else:
-        path = path[len(prefix) :]
-    dialect = LEADS[lead]
+        path = _unwrapped(path[len(prefix) :])
+    if section != "unet" and text_encoder == 2:
+        section = "te2"
     if dialect == "kohya" and section == "unet" and path in unet_paths()[1]:
         dialect = "kohya-diffusers"
-    part = PART_NAMES.get(tail, tail) if tail else None
-    return TensorName(dialect, section, path, _canonical(section, path), part, _family(tail))
+    dotted = owner.rpartition(WRAPPER)[2] if WRAPPER in owner else owner[len(owner) - len(path) :]
+    return TensorName(dialect, section, path, _canonical(section, path), None, None, dotted)
 
 
-def parse(keys: Iterable[str]) -> ParsedKeys:
-    """Sort a file's tensor names by module, and say which are unknown or said twice."""
-    names = {key: parse_key(key) for key in keys}
+def _unwrapped(path: str) -> str:
+    wrapper = WRAPPER.replace(".", "_")
+    while path.startswith(wrapper):
+        path = path[len(wrapper) :]
+    return path
+
+
+def parse(keys: Iterable[str], text_encoder: int = 1) -> ParsedKeys:
+    """Sort a file's tensor names by module, and say which are unknown or said twice.
+
+    Args:
+        keys: the names.
+        text_encoder: which one is meant where a name leaves it open, as PEFT's do (see ``sole_text_encoder``).
+    """
+    names = {key: parse_key(key, text_encoder) for key in keys}
     scaled_inputs = {name.module for name in names.values() if name.part == "on_input"}
     modules: dict[str, dict[str, str]] = {}
     families: dict[str, str] = {}
@@ -201,10 +264,10 @@ def parse(keys: Iterable[str]) -> ParsedKeys:
     duplicates: list[tuple[str, str, str]] = []
     dialects: Counter[str] = Counter()
     for key, name in names.items():
-        if name.family not in ("lora", "module", None):
-            families.setdefault(str(name.family), key)
         stray = name.family == "module" and (name.part == "bias" or name.module not in scaled_inputs)
-        if name.module is None or name.part is None or stray:
+        if name.family not in ("lora", None) and (name.family != "module" or (stray and name.module)):
+            families.setdefault(str(name.family), key)
+        if name.module is None or name.part is None or stray or name.family == UNKNOWN:
             unknown.append(key)
             continue
         dialects[name.dialect] += 1000 if name.section == "unet" else 1
@@ -228,15 +291,19 @@ def _family(tail: str) -> str | None:
     return "module" if tail in MODULE_PARTS else FAMILY_PARTS.get(tail)
 
 
-def _split_part(key: str) -> tuple[str, str]:
-    """(module path, tail) of a tensor name; the tail is "" when no table has it."""
-    for old, new in REWRITES:
-        key = key.replace(old, new)
+def _split_part(key: str) -> tuple[str, str, str]:
+    """(module path, tail, adapter's name) of a tensor name; the tail is "" when no table has it."""
     pieces = key.rsplit(".", 3)
-    if len(pieces) == 4 and pieces[1] in ADAPTER_PARTS and pieces[3] == "weight":
-        return pieces[0], f"{pieces[1]}.weight"
+    if len(pieces) == 4 and pieces[1] in ADAPTER_PARTS and pieces[3] in ("weight", "bias"):
+        return pieces[0], f"{pieces[1]}.{pieces[3]}", pieces[2]
     for count in (3, 2, 1):
         tail = ".".join(pieces[-count:])
         if len(pieces) > count and tail in PARTS:
-            return key[: -len(tail) - 1], tail
-    return key, ""
+            return key[: -len(tail) - 1], tail, ""
+    owner, _, adapter = key.rpartition(".")
+    family_tail = owner.rpartition(".")[2]
+    if (
+        family_tail in FAMILY_PARTS or family_tail in ADAPTER_PARTS
+    ):  # hada_w1_a.default, lora_magnitude_vector.default
+        return owner[: -len(family_tail) - 1], family_tail, adapter
+    return key, "", ""

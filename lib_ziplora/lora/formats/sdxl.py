@@ -56,7 +56,11 @@ TEXT_LAYER = {
     **{f"self_attn_to_{p}": f"self_attn_{p}_proj" for p in ("q", "k", "v", "out")},
     **{name: name for name in ("mlp_fc1", "mlp_fc2", "layer_norm1", "layer_norm2")},
 }
+# The second encoder's last layer, which Forge and ComfyUI change and the WebUI does not.
+TEXT_PROJECTION = "text_projection"
 TEXT_ATTENTION = ("self_attn_q_proj", "self_attn_k_proj", "self_attn_v_proj", "self_attn_out_proj")
+# The canonical names' ends of the norm layers.
+NORMS = ("_norm", "norm1", "norm2", "norm3", "_in_layers_0", "_out_layers_0", "unet_out_0")
 # The canonical path's end of a 1x1 convolution, which low-rank factors alone don't tell from a linear layer.
 POINTWISE_CONVOLUTION = "_skip_connection"
 
@@ -75,6 +79,11 @@ def largest_weight(name: str) -> int:
     if name.endswith(CONVOLUTIONS):
         return LARGEST_CONVOLUTION
     return next((size for start, size in LARGEST.items() if name.startswith(start)), LARGEST_CONVOLUTION)
+
+
+def is_norm(name: str) -> bool:
+    """Whether a canonical name is that of a norm layer, which has a weight and a bias (features,)."""
+    return name.endswith(NORMS)
 
 
 def _down_places() -> Iterator[tuple[str, str, dict[str, str]]]:
@@ -139,4 +148,6 @@ def text_paths(encoder: int) -> dict[str, str]:
             canonical = f"text_model_encoder_layers_{n}_{new}"
             paths[f"text_model_encoder_layers_{n}_{old}"] = canonical
             paths[f"encoder_layers_{n}_{old}"] = canonical
+    if encoder == 2:
+        paths[TEXT_PROJECTION] = TEXT_PROJECTION
     return paths

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from ...errors import LoraFileError
 from ..formats.convert import Weights, convert
-from ..formats.keys import parse
-from ..formats.peft_config import AdapterAlphas
+from ..formats.families import family_of, needs_weight, rank_of
+from ..formats.keys import ParsedKeys
+from ..formats.peft_config import AdapterConfigs
 from ..layer import Lora
 from ..lowrank import RankRule
 from .container import DTYPES, RawHeader, TensorEntry, read_header, reading, version
 from .digest import Digest
-from .inspect import LoraHeader, describe, require_sdxl
+from .inspect import LoraHeader, describe, parse_header, require_sdxl
 
 # Bytes that are read at a time.
 CHUNK = 1 << 22
@@ -29,6 +30,8 @@ def read_lora(
     weights: Weights | None = None,
     rule: RankRule | None = None,
     on_step: Callable[[], None] | None = None,
+    *,
+    text: bool = True,
 ) -> Lora:
     """Read a LoRA of SDXL into canonical layers.
 
@@ -39,11 +42,12 @@ def read_lora(
 
     Args:
         path: the file.
-        weights: canonical module name -> the checkpoint's weight, which (IA)3, GLoRA, OFT and
-            DoRA need.
+        weights: canonical module name -> the checkpoint's weight, which (IA)3, GLoRA, OFT, DoRA, PiSSA and OLoRA
+            need.
         rule: the rank of layers of other families; 99.5 % of the energy by default.
         on_step: called for every few megabytes and before each layer, which can take a second in
             some families; what it raises ends the reading.
+        text: whether text encoder layers that need the checkpoint's weight are read; they are left out otherwise.
 
     Raises:
         LoraFileError: not a whole, finite LoRA; the sentence names the file and the layer.
@@ -55,17 +59,25 @@ def read_lora(
     with stream:
         with reading(file):
             raw = read_header(stream, file)
-        parsed = parse(raw.tensors)
+        parsed = parse_header(file, raw)
         header = describe(file, raw, parsed)
-        _refuse(header, parsed.duplicates, weights is not None)
+        require_sdxl(header, checkpoint=weights is not None, text=text)
+        _refuse(header, parsed)
         content, sha256 = _read(stream, file, raw, step)
-    alphas = AdapterAlphas(file, raw.metadata)
+    configs = AdapterConfigs(file, raw.metadata)
     converted = {}
     for name, keys in parsed.modules.items():
         step()
+        start = parsed.start(name)
+        if not text and name.startswith("lora_te") and (start or needs_weight(keys)):
+            continue
         parts = {part: _tensor(content, raw, raw.tensors[key]) for part, key in keys.items()}
-        alphas.add_to(parts, parsed.names[keys["down"]] if "down" in keys else None)
-        converted[name] = convert(file, name, parts, weights, rule or RankRule())
+        if not keys.keys() & {"alpha", "scale"} and all(tensor.numel() for tensor in parts.values()):
+            place = parsed.names[next(iter(keys.values()))]
+            scaling = configs.of(place).scaling(place.dotted, family_of(parts), rank_of(parts))
+            if scaling is not None:
+                parts["scale"] = torch.tensor(scaling, dtype=torch.float64)
+        converted[name] = convert(file, name, parts, weights, rule or RankRule(), start)
     return Lora(
         name=file.stem,
         layers={name: item.layer for name, item in converted.items() if item.layer is not None},
@@ -112,10 +124,15 @@ def _changed(file: Path) -> LoraFileError:
     return LoraFileError(f"{file.name} was changed by another program while it was read. Try again.")
 
 
-def _refuse(header: LoraHeader, duplicates: tuple[tuple[str, str, str], ...], checkpoint: bool) -> None:
-    """Everything that the header alone shows to be wrong."""
-    require_sdxl(header, checkpoint=checkpoint)
-    for module, first, second in duplicates:
+def _refuse(header: LoraHeader, parsed: ParsedKeys) -> None:
+    """What else the header alone shows to be wrong."""
+    for module, first, second in parsed.duplicates:
+        adapters = [parsed.names[key].adapter for key in (first, second)]
+        if adapters[0] != adapters[1]:
+            raise LoraFileError(
+                f"{header.path.name} holds several adapters ({adapters[0]} and {adapters[1]}). Save the one that you "
+                "want with PEFT's save_pretrained(selected_adapters=...)."
+            )
         raise LoraFileError(
             f"{header.path.name} has layer {module} twice, as {first} and as {second}. "
             "Remove one of them, or save the LoRA again with its trainer."

@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..formats.keys import ParsedKeys, parse
+from ..formats.families import NORM, SIDE_PARTS, is_bias_alone
+from ..formats.keys import ParsedKeys
 from ..formats.limits import rank_and_shape
 from .container import RawHeader, header_of
+from .inspect import parse_header
 from .serialize import LayerShape, Shaped, file_entries, header_bytes, missing_text_attention, own_strings
 
 
@@ -39,7 +41,7 @@ def file_shapes(path: str | os.PathLike[str]) -> FileShapes:
     """
     file = Path(path)
     raw = header_of(file)
-    return shapes_of(raw, parse(raw.tensors))
+    return shapes_of(raw, parse_header(file, raw))
 
 
 def shapes_of(raw: RawHeader, parsed: ParsedKeys) -> FileShapes:
@@ -49,16 +51,17 @@ def shapes_of(raw: RawHeader, parsed: ParsedKeys) -> FileShapes:
     unknown = []
     for name, keys in parsed.modules.items():
         parts = {part: raw.tensors[key].shape for part, key in keys.items()}
-        extras.update(
-            {f"{name}.{part}": parts[part] for part in ("w_norm", "b_norm", "diff_b") if part in parts}
-        )
-        if "up_bias" in parts:
-            extras[f"{name}.diff_b"] = parts["up_bias"]
-        if "w_norm" in parts:
+        if parts.keys() & NORM:
+            extras.update({f"{name}.{part}": shape for part in NORM for shape in parts.values()})
+            continue
+        extras.update({f"{name}.diff_b": parts[part] for part in SIDE_PARTS if part in parts})
+        if is_bias_alone(parts):
             continue
         found = _told(name, parts)
         if found is None:
             unknown.append(name)
+        elif parsed.start(name):  # the adapter's own rank, and that of what beginning it took off
+            layers[name] = LayerShape(min(2 * found.rank, *found.weight_shape), found.weight_shape)
         else:
             layers[name] = found
     return FileShapes(layers, extras, tuple(unknown))

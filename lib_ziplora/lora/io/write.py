@@ -12,13 +12,12 @@ from torch import Tensor
 
 from ...errors import LoraFileError, OutputError
 from ...names import validate_name
-from ..formats.keys import parse
 from ..layer import LoraLayer
 from .atomic import atomic_write, clean_leftovers, probe, taken, unwritable
 from .cast import cast_extra, cast_layer
 from .container import header_of
 from .digest import Digest
-from .inspect import describe, unsupported_reason
+from .inspect import describe, parse_header, unsupported_reason
 from .serialize import FORMATS, file_entries, header_bytes, missing_text_attention, own_strings
 from .size import shapes_of
 from .verified import VerifiedFile, different
@@ -163,7 +162,7 @@ def _check_readable(temporary: Path, file: Path, layers: Mapping[str, LoraLayer]
         raw = header_of(temporary)
     except LoraFileError as error:
         raise OutputError(f"{file.name} could not be read back, so it was not kept: {error}") from error
-    parsed = parse(raw.tensors)
+    parsed = parse_header(temporary, raw)
     found = shapes_of(raw, parsed).layers.items()
     same = {name: (shape.rank, shape.weight_shape) for name, shape in found} == {
         name: (layer.rank, layer.weight_shape) for name, layer in layers.items()
