@@ -170,13 +170,6 @@ def fitting_plans(loras: Sequence[Layers], settings: MergeSettings, denoiser: De
     return allowed[first:]
 
 
-def fits_at_once(loras: Sequence[Layers], settings: MergeSettings, denoiser: Denoiser) -> bool:
-    """Whether the fastest plan has room in the memory that is free now."""
-    free = free_memory(denoiser.device)
-    fastest = plans(settings.batching, settings.checkpointing)[:1]
-    return free is None or predicted_needs(loras, settings, denoiser, fastest)[0] <= free
-
-
 def predicted_needs(
     loras: Sequence[Layers], settings: MergeSettings, denoiser: Denoiser, allowed: Sequence[Plan]
 ) -> list[int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +17,9 @@ from ..progress import Meter, update_units
 from ..ziplora.closed_form import solve
 from ..ziplora.coefficients import Concept, MergerCoefficients
 from ..ziplora.hooks import check_fit
-from ..ziplora.memory import Plan
 from ..ziplora.train import Term, TrainingResult, Update, evaluate, train
 from .learnt import Learnt
-from .memory import fits_at_once, fitting_plans
+from .memory import fitting_plans
 from .target_samples import DataSampler
 
 
@@ -61,6 +59,8 @@ def learn(
 ) -> tuple[Learnt, tuple[Vectors, ...]]:
     """Learn the coefficients of several LoRAs against the host's model, by the stages in the method's row.
 
+    Once everything is encoded, the UNet has the device to itself.
+
     Args:
         session: the host's model, clean.
         concepts: each LoRA's UNet layers, user's weight included.
@@ -78,46 +78,30 @@ def learn(
     for layers, lora in zip(concepts, chosen, strict=True):
         check_fit(modules, layers, lora.lora)
     used = {name: modules[name] for layers in concepts for name in layers}
-    offloaded, allowed = _memory(session, concepts, settings)
-    data = DataSampler(session, denoiser, used, settings, meter).training_data(concepts, chosen, text_deltas)
+    sampler = DataSampler(session, denoiser, used, settings, meter)
+    conditions = sampler.conditions(chosen, text_deltas)
     coefficients = MergerCoefficients.ones(concepts, denoiser.device, denoiser.dtype)
+    with session.unet_alone():
+        allowed = fitting_plans(concepts, settings, denoiser) if settings.needs.updates else []
+        data = sampler.training_data(concepts, chosen, conditions)
 
-    def heldout_errors() -> tuple[float, ...]:
-        meter.enter("sampling", "Measuring on samples that are not trained on")
-        return evaluate(denoiser, used, coefficients, data.heldout)
+        def heldout_errors() -> tuple[float, ...]:
+            meter.enter("sampling", "Measuring on samples that are not trained on")
+            return evaluate(denoiser, used, coefficients, data.heldout)
 
-    before = heldout_errors()
-    coefficients.start_at(data.strengths.values)
-    if data.layer_targets:
-        meter.enter("solving", "Solving every layer by itself")
-        solve(coefficients, data.layer_targets, on_batch=meter.stop_if_interrupted)
-        data = dataclasses.replace(data, layer_targets=())  # their inputs are no longer needed
-    result, units = TrainingResult(), update_units(len(concepts))
-    if settings.needs.updates:
-        with offloaded():
+        before = heldout_errors()
+        coefficients.start_at(data.strengths.values)
+        if data.layer_targets:
+            meter.enter("solving", "Solving every layer by itself")
+            solve(coefficients, data.layer_targets, on_batch=meter.stop_if_interrupted)
+            data = dataclasses.replace(data, layer_targets=())  # their inputs are no longer needed
+        result, units = TrainingResult(), update_units(len(concepts))
+        if settings.needs.updates:
             on_update = _on_update(meter, settings, data.terms, units)
             result = train(denoiser, used, coefficients, data.terms, settings, on_update, allowed)
-        meter.skip(units * (settings.steps - len(result.updates)))
-    learnt = Learnt.of(result, coefficients, data.strengths, before, heldout_errors())
+            meter.skip(units * (settings.steps - len(result.updates)))
+        learnt = Learnt.of(result, coefficients, data.strengths, before, heldout_errors())
     return learnt, tuple(coefficients.vectors(index) for index in range(len(concepts)))
-
-
-def _memory(
-    session: Session, concepts: Sequence[Concept], settings: MergeSettings
-) -> tuple[Callable[[], AbstractContextManager[None]], list[Plan]]:
-    """What takes other models off the GPU while the loop runs, and the plans that then fit.
-
-    Text encoders and autoencoder stay where they are as long as the fastest plan fits beside them.
-
-    Raises:
-        OutOfMemoryError: not even the smallest plan fits.
-    """
-    if not settings.needs.updates:
-        return nullcontext, []
-    denoiser = session.denoiser
-    offloaded = nullcontext if fits_at_once(concepts, settings, denoiser) else session.unet_alone
-    with offloaded():
-        return offloaded, fitting_plans(concepts, settings, denoiser)
 
 
 def _on_update(

@@ -30,11 +30,19 @@ def sampler_of(denoiser: Denoiser, settings: MergeSettings) -> Sampler:
 
 @dataclass(frozen=True)
 class Conditions:
-    """Conditioning: a row for each LoRA's own prompt, one for all together, one for the negative prompt."""
+    """What the text encoders and the autoencoder make of a merge's inputs; the rest needs the UNet alone.
+
+    Attributes:
+        singles: a row for each LoRA's own prompt.
+        combined: a row for all together.
+        uncond: a row for the negative prompt.
+        latents: of each LoRA's reference images, None where it has none.
+    """
 
     singles: Conditioning
     combined: Conditioning | None = None
     uncond: Conditioning | None = None
+    latents: tuple[Tensor | None, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..config import LoraInput, MergeSettings, labels
 from ..denoiser import Conditioning, Denoiser, TextDeltas
@@ -77,12 +77,11 @@ class DataSampler:
         self,
         concepts: Sequence[Concept],
         chosen: Sequence[LoraInput],
-        text_deltas: TextDeltas,
+        conditions: Conditions,
         strengths: Strengths | None = None,
     ) -> TrainingData:
-        """All that a merge learns from; ``strengths`` that are known are not searched again."""
+        """All that a merge learns from, by the UNet alone; ``strengths`` that are known are not searched again."""
         settings, names = self.settings, labels([lora.role for lora in chosen])
-        conditions = self._conditions(chosen, text_deltas)
         drawn = [
             self._lora_samples(layers, lora, conditions, index)
             for index, (layers, lora) in enumerate(zip(concepts, chosen, strict=True))
@@ -101,8 +100,10 @@ class DataSampler:
         layer_targets = tuple(targets) if settings.uses_closed_form else ()
         return TrainingData(tuple(terms), layer_targets, tuple(heldout for _, heldout, _ in drawn), strengths)
 
-    def _conditions(self, chosen: Sequence[LoraInput], deltas: TextDeltas) -> Conditions:
-        """Rows for the prompts, for the combined one, and for the negative one when guidance needs it."""
+    @torch.no_grad()
+    def conditions(self, chosen: Sequence[LoraInput], deltas: TextDeltas) -> Conditions:
+        """Rows for the prompts, for the combined one, and for the negative one when guidance needs it; latents of
+        the reference images."""
         self.meter.enter("encoding", "Encoding the prompts")
         settings = self.settings
 
@@ -114,7 +115,15 @@ class DataSampler:
         prompt = settings.combined_prompt.strip() if settings.uses_combined_prompt else ""
         combined = encoded([prompt]) if prompt else None
         guided = settings.guidance_scale > 1
-        return Conditions(singles, combined, encoded([settings.negative_prompt], True) if guided else None)
+        uncond = encoded([settings.negative_prompt], True) if guided else None
+        latents = tuple(self._latents(lora, settings.seed + 2 * index) for index, lora in enumerate(chosen))
+        return Conditions(singles, combined, uncond, latents)
+
+    def _latents(self, lora: LoraInput, seed: int) -> Tensor | None:
+        if not lora.images:
+            return None
+        images = load_images(lora.images, self.settings.width, self.settings.height)
+        return self.session.encode_images(images, seed=seed)
 
     def _lora_samples(
         self, layers: Concept, lora: LoraInput, conditions: Conditions, index: int
@@ -123,10 +132,11 @@ class DataSampler:
         cond, settings = conditions.singles[index : index + 1], self.settings
         seed, name = settings.seed + 2 * index, Path(lora.lora).stem
         self.meter.enter("sampling", f"Drawing with {name}")
+        latents = conditions.latents[index]
         draw = (
-            self._noised_images(lora, cond, seed)
-            if lora.images
-            else self._trajectories(cond, conditions.uncond)
+            self._trajectories(cond, conditions.uncond)
+            if latents is None
+            else self._noised_images(latents, cond)
         )
         with lora_hooks(self.modules, adapters(layers, self.denoiser.device, self.denoiser.dtype)):
             with self._recorded(seed) as inputs:
@@ -195,10 +205,8 @@ class DataSampler:
 
         return draw
 
-    def _noised_images(self, lora: LoraInput, cond: Conditioning, seed: int) -> Draw:
-        """Draws noise over the reference images."""
-        images = load_images(lora.images, self.settings.width, self.settings.height)
-        latents = self.session.encode_images(images, seed=seed)
+    def _noised_images(self, latents: Tensor, cond: Conditioning) -> Draw:
+        """Draws noise over the reference images' latents."""
 
         def draw(seed: int, trajectories: int, steps: int) -> Trajectory:
             generator = torch.Generator().manual_seed(seed)

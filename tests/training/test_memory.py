@@ -1,4 +1,4 @@
-"""Text encoders and autoencoder off the GPU while the loop runs, where that is needed."""
+"""Text encoders and autoencoder off the GPU from the end of encoding on."""
 
 from __future__ import annotations
 
@@ -58,18 +58,31 @@ def memory_layers(host, name):
     return read_lora(host.folder / f"{name}.safetensors").unet_layers()
 
 
-def test_where_the_fastest_plan_fits_nothing_is_moved(host):
-    run(host)
-    assert host.log == ["update"] * 2
+@pytest.mark.parametrize("method", ["ziplora", "instant", "balanced"])
+def test_once_everything_is_encoded_the_unet_is_alone(host, method):
+    encode = host.encode_prompts
+
+    def logged(*given, **options):
+        host.log.append("encoded")
+        return encode(*given, **options)
+
+    host.encode_prompts = logged
+    merge.run(request(method=method, steps=2, combined_prompt="a dog in ink"), host)
+    encoded = host.log.index("parked")
+    assert (
+        encoded
+        and set(host.log[:encoded]) == {"encoded"}
+        and set(host.log[encoded:-1]) <= {"parked", "update"}
+    )
+    assert host.log.count("update") == (2 if method == "ziplora" else 0) and host.log[-1] == "back"
 
 
-def test_where_it_does_not_fit_the_loop_runs_with_the_unet_alone_under_the_plan_that_fits_then(host):
+def test_a_plan_is_chosen_by_the_memory_that_the_other_models_leave(host):
     fast, *_, small = needs(host, request(method="ziplora", width=128, height=128))
     host.free, host.parked_bytes = small, fast - small
     report = run(host, width=128, height=128)
     assert report.learnt.plan == plans("auto", "auto")[0].description
-    assert host.log == ["parked", "back", "parked", "update", "update", "back"]
-    assert host.free == small
+    assert host.log == ["parked", "update", "update", "back"] and host.free == small
 
 
 def test_an_interrupted_loop_brings_the_parts_back(host):
@@ -83,10 +96,4 @@ def test_an_interrupted_loop_brings_the_parts_back(host):
     host.before_forward = stop_in_the_loop
     with pytest.raises(Interrupted):
         run(host, width=128, height=128)
-    assert host.log == ["parked", "back", "parked", "update", "back"]
-
-
-def test_a_method_without_updates_moves_nothing(host):
-    host.free = 0
-    merge.run(request(method="instant"), host)
-    assert host.log == []
+    assert host.log == ["parked", "update", "back"]
