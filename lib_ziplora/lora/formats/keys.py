@@ -28,6 +28,8 @@ LEADS = {
 
 # What PEFT puts before the path of the model that it wraps; also after the section: unet.base_model.model.
 WRAPPER = "base_model.model."
+# The same in a path, and what distributed training puts there.
+WRAPPERS = ("base_model_model_", "module_")
 
 # Which model the rest of the name belongs to. The first that fits counts.
 SECTIONS = {
@@ -243,9 +245,8 @@ def _place(owner: str, text_encoder: int) -> TensorName:
 
 
 def _unwrapped(path: str) -> str:
-    wrapper = WRAPPER.replace(".", "_")
-    while path.startswith(wrapper):
-        path = path[len(wrapper) :]
+    while found := next((wrapper for wrapper in WRAPPERS if path.startswith(wrapper)), ""):
+        path = path[len(found) :]
     return path
 
 
