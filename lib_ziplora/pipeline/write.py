@@ -12,7 +12,7 @@ from pathlib import Path
 from ..hosts import CheckpointInfo, Host
 from ..lora.algebra import Vectors, merge_layers
 from ..lora.io.atomic import atomic_writes
-from ..lora.io.metadata import merged_metadata
+from ..lora.io.metadata import merged_metadata, tags_are_shortened
 from ..lora.io.sidecar import write_sidecar
 from ..lora.io.write import write_unnamed
 from ..lora.layer import Approximation, LoraLayer
@@ -146,6 +146,10 @@ def _report(
     warnings += [sentence for lora in inputs.loras if (sentence := converted_warning(lora))]
     warnings += extras_warnings(inputs.loras, inputs.extras(layers))
     warnings += [*settings.remarks(), *result.warnings]
+    if tags_are_shortened(inputs.loras):
+        warnings.append(
+            "The LoRAs have over a million characters of training tags; the file keeps the most frequent ones."
+        )
     if not inputs.pairing.common:
         warnings.append("The LoRAs have no layer in common: the file holds them side by side.")
     single = [len(names) for names in inputs.pairing.single]

@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 import pytest
 
 from lib_ziplora.errors import OutputError
-from lib_ziplora.lora.io.metadata import merged_metadata, read_recipe
+from lib_ziplora.lora.io.metadata import merged_metadata, read_recipe, tags_are_shortened
 from lib_ziplora.lora.layer import Lora
 from lib_ziplora.names import validate_name
 
@@ -120,3 +120,23 @@ def test_good_names(name):
 def test_bad_names_say_why(name, words):
     with pytest.raises(OutputError, match=words):
         validate_name(name)
+
+
+def test_of_millions_of_training_tags_the_most_frequent_are_kept():
+    rare = {f"rare tag number {i:06d}": 1 for i in range(60_000)}
+    sources = [
+        Lora(
+            name,
+            layers(layer(Q)),
+            {"ss_tag_frequency": json.dumps({"1_x": {**rare, name: 50}, "2_y": {"twice": 2}})},
+        )
+        for name in ("cat", "ink")
+    ]
+    assert tags_are_shortened(sources)
+    text = merged_metadata("both", layers(layer(Q)), sources)["ss_tag_frequency"]
+    kept = json.loads(text)
+    assert 900_000 < len(text) < 1_100_000
+    assert kept["cat: 1_x"]["cat"] == kept["ink: 1_x"]["ink"] == 50
+    assert kept["cat: 2_y"] == kept["ink: 2_y"] == {"twice": 2}
+    few = [Lora("cat", layers(layer(Q)), {"ss_tag_frequency": json.dumps({"1_x": {"a": 1}})})]
+    assert not tags_are_shortened(few)

@@ -12,6 +12,9 @@ from ..layer import Lora, LoraLayer
 from ..untrusted_json import load_json
 
 OWN_PREFIX = "ziplora_"
+TAGS = "ss_tag_frequency"
+TAGS_LIMIT = 1_000_000
+"""Characters of training tags that a merged file keeps; some files have 50 million, and no loader needs them."""
 
 
 def merged_metadata(
@@ -52,7 +55,7 @@ def merged_metadata(
         result[f"{OWN_PREFIX}sources"] = _json([{"name": s.name, "sha256": s.sha256} for s in sources])
     tags = _tag_frequency(sources)
     if tags:
-        result["ss_tag_frequency"] = _json(tags)
+        result[TAGS] = _json(tags)
     for key, value in (recipe or {}).items():
         result[OWN_PREFIX + key] = value if isinstance(value, str) else _json(value)
     return result
@@ -83,12 +86,31 @@ def _one_or_dynamic(values: Sequence[float]) -> str:
     return f"{distinct.pop():g}" if len(distinct) == 1 else "Dynamic"
 
 
-def _tag_frequency(sources: Sequence[Lora]) -> dict[str, dict[str, int]]:
-    """Training tags of all sources, one entry a source and dataset, as the WebUI's card editor shows them."""
-    merged = {}
+def tags_are_shortened(sources: Sequence[Lora]) -> bool:
+    """Whether the sources have more training tags than a merged file keeps."""
+    return sum(len(source.metadata.get(TAGS, "")) for source in sources) > TAGS_LIMIT
+
+
+def _tag_frequency(sources: Sequence[Lora]) -> dict[str, dict[str, Any]]:
+    """Training tags of all sources, one entry a source and dataset, as the WebUI's card editor shows them.
+
+    Of more than ``TAGS_LIMIT``, the most frequent.
+    """
+    merged: dict[str, dict[str, Any]] = {}
     for source in sources:
-        datasets = _decoded(source.metadata.get("ss_tag_frequency", ""))
+        datasets = _decoded(source.metadata.get(TAGS, ""))
         for dataset, tags in datasets.items() if isinstance(datasets, dict) else ():
             if isinstance(tags, dict):
                 merged[f"{source.name}: {dataset}"] = tags
-    return merged
+    if not tags_are_shortened(sources):
+        return merged
+    every = [(count, dataset, tag) for dataset, tags in merged.items() for tag, count in tags.items()]
+    every.sort(key=lambda entry: entry[0] if isinstance(entry[0], int) else 0, reverse=True)
+    kept: dict[str, dict[str, Any]] = {}
+    room = TAGS_LIMIT
+    for count, dataset, tag in every:
+        room -= len(_json({tag: count})) + (0 if dataset in kept else len(_json(dataset)))
+        if room < 0:
+            break
+        kept.setdefault(dataset, {})[tag] = count
+    return kept
