@@ -55,7 +55,7 @@ class ForgeBackend:
             raise HostError(f"{name} predicts neither noise nor velocity ({kind}), as SDXL does. {NEED}")
         unet = model.forge_objects_original.unet.model.diffusion_model
         swapped = any(hasattr(module, "prev_parameters_manual_cast") for module in unet.modules())
-        if swapped and stream.should_use_stream():
+        if swapped and getattr(stream, "should_use_stream", bool)():
             raise HostError(
                 "Forge moves the UNet's layers to the GPU while others compute, after which gradients may be "
                 "wrong. Set Swap Method to Queue (UI: all, at the top of the page), or raise GPU Weights."
@@ -74,8 +74,11 @@ class ForgeBackend:
         memory_management.load_models_gpu([patcher])
 
     def take_off(self, patcher: Any) -> None:
-        """Forge keeps the very parameters that LoRAs have replaced, and puts them back."""
-        patcher.refresh_loras()
+        """Forge keeps the very parameters that LoRAs have replaced, and puts them back; Neo does so as it loads."""
+        if hasattr(patcher, "refresh_loras"):
+            patcher.refresh_loras()
+        else:
+            self.load(patcher)
 
     def unload_all_but(self, patcher: Any) -> None:
         """By Forge's memory manager."""
@@ -108,7 +111,8 @@ class ForgeBackend:
         from backend import attention
         from backend.nn import unet  # type: ignore[import-not-found]
 
-        return unet, "attention_function", attention.attention_pytorch
+        owner = unet if hasattr(unet, "attention_function") else attention
+        return owner, "attention_function", attention.attention_pytorch
 
 
 def _predictor(model: Any) -> Any:

@@ -104,6 +104,16 @@ def test_a_file_that_has_just_been_written_is_listed(extension: Extension) -> No
     assert [lora.name for lora in loras.installed()] == ["dog", "ink", "new"]
 
 
+def test_neos_further_folders_are_listed_and_new_files_go_into_the_first(
+    extension: Extension, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    more = tmp_path_factory.mktemp("more")
+    (more / "far.safetensors").write_bytes(b"")
+    sys.modules["modules.shared"].cmd_opts.lora_dirs = [str(more)]
+    assert [lora.name for lora in loras.installed()] == sorted([*NAMES, "far"])
+    assert loras.output_path("new").parent == extension.folder
+
+
 def test_the_list_never_shrinks_while_merges_are_written(extension: Extension) -> None:
     extension.go_on.set()
     extension.list_available_networks()

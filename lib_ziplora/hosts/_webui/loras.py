@@ -26,12 +26,13 @@ def extension() -> Any | None:
 
 
 def folders() -> list[Path]:
-    """Where LoRAs are looked for; new ones go into the first."""
+    """Where LoRAs are looked for, in Forge Neo also in its ``--lora-dirs``; new ones go into the first."""
     from modules import paths, shared
 
-    first = getattr(shared.cmd_opts, "lora_dir", None) or os.path.join(paths.models_path, "Lora")  # noqa: PTH118
-    second = getattr(shared.cmd_opts, "lyco_dir_backcompat", None)
-    return [Path(folder).absolute() for folder in (first, second) if folder]
+    options = shared.cmd_opts
+    first = getattr(options, "lora_dir", None) or os.path.join(paths.models_path, "Lora")  # noqa: PTH118
+    second, more = (getattr(options, name, None) for name in ("lyco_dir_backcompat", "lora_dirs"))
+    return [Path(folder).absolute() for folder in (first, second, *(more or ())) if folder]
 
 
 def files() -> list[Path]:
