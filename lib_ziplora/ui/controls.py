@@ -73,7 +73,7 @@ class Controls(dict[str, Any]):
 
         def run(*values: Any) -> Any:
             updates = handler(dict(zip(inputs, values, strict=True)))
-            shown = [updates.get(name, gr.update()) for name in outputs]
+            shown = [_own(updates.get(name, gr.update())) for name in outputs]
             return shown[0] if len(shown) == 1 else shown
 
         code = javascript(js) if js else {}
@@ -102,6 +102,11 @@ class Controls(dict[str, Any]):
         option = setting_fields()[name]
         kind, options = control_of(name, option)
         self.add(kind, name, value=value, label=option.label, info=option.help, **options)
+
+
+def _own(value: Any) -> Any:
+    """An update of its own for every control: gradio 4 empties one as it reads it, so two can't share it."""
+    return dict(value) if isinstance(value, dict) else value
 
 
 def control_of(name: str, option: Option) -> tuple[type[Any], dict[str, Any]]:

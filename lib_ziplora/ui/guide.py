@@ -87,7 +87,7 @@ def guide_panel() -> None:
 def self_test_panel(controller: TabController, controls: Controls) -> None:
     """A button and the paragraph for a bug report, closed at first."""
     with gr.Accordion("Self-test", open=False, elem_id="ziplora_self_testing"):
-        gr.HTML(f'<p class="ziplora-advice">{escape(SELF_TEST)}</p>')
+        gr.HTML(f"<p>{escape(SELF_TEST)}</p>")
         controls.add(gr.Button, "self_test", "Run the self-test")
         controls.add(gr.Textbox, "self_tested", label="Result", interactive=False, lines=3)
     begun = controls.on(

@@ -81,7 +81,8 @@ class Txt2img:
 
 def show_tab(page: Page, name: str) -> None:
     """Click one of the WebUI's tabs."""
-    page.locator(tabs_of("tabs")).get_by_text(name, exact=True).first.click()
+    words = re.compile(rf"^\s*{re.escape(name)}\s*$", re.IGNORECASE)  # Forge says Txt2img
+    page.locator(tabs_of("tabs")).get_by_text(words).first.click()
 
 
 def tabs_of(element: str) -> str:
