@@ -7,6 +7,9 @@ STAMP := $(VENV)/.installed
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3; do \
 	$$p -c '' 2>/dev/null && echo $$p && break; done)
 
+# Tests run in so many processes, a file at a time in each.
+WORKERS ?= 2
+
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test fuzz check format clean
 
@@ -24,7 +27,7 @@ demo: $(STAMP) ## merge the example LoRAs and draw a comparison into out/demo
 	$(PY) -m benchmarks.demo
 
 test: $(STAMP) ## run the tests
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile
 
 fuzz: $(STAMP) ## read 20,000 damaged and hostile files
 	$(PY) -m benchmarks.fuzz --files 20000 --seed 20261201
