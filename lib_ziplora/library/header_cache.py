@@ -16,6 +16,7 @@ from typing import Any
 from .. import __version__
 from ..errors import LoraFileError
 from ..file_cache import Stamp, cached_by_stat, stamp
+from ..lora.formats.peft_config import SIDECAR
 from ..lora.io.container import header_of
 from ..lora.io.inspect import LoraHeader, describe, inspect_header, parse_header, unsupported_reason
 from ..lora.io.size import FileShapes, shapes_of
@@ -37,13 +38,18 @@ class InspectedFile:
     shapes: FileShapes
 
 
-@cached_by_stat(32)
 def inspect_file(path: Path) -> InspectedFile:
-    """Inspect a file by its header, read again only when the file has changed.
+    """Inspect a file by its header, read again only when it or PEFT's configuration beside it has changed.
 
     Raises:
         LoraFileError: it is no whole safetensors file.
     """
+    beside = path.parent / SIDECAR
+    return _inspected(path, *([beside] if beside.is_file() else []))
+
+
+@cached_by_stat(32)
+def _inspected(path: Path, *_: Path) -> InspectedFile:
     raw = header_of(path)
     parsed = parse_header(path, raw)
     return InspectedFile(describe(path, raw, parsed), shapes_of(raw, parsed))

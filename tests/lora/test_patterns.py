@@ -10,7 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib_ziplora.errors import UnsupportedLoraError
-from lib_ziplora.lora.formats.patterns import PATTERN_LIMIT, PATTERNS_LIMIT, check_patterns, matches
+from lib_ziplora.lora.formats.patterns import (
+    COUNT_LIMIT,
+    PATTERN_LIMIT,
+    PATTERNS_LIMIT,
+    check_patterns,
+    matches,
+)
 from lib_ziplora.lora.formats.peft_config import SIDECAR
 from lib_ziplora.lora.io.read import read_lora
 
@@ -110,7 +116,7 @@ def test_no_pattern_takes_long(pattern):
 )
 def test_what_can_not_be_followed_is_refused(pattern):
     with pytest.raises(
-        ValueError, match=r"can't be followed|regular expression|bracket|quantifiers|wrong place"
+        ValueError, match=r"can't be followed|too long|regular expression|bracket|quantifiers|wrong place"
     ):
         matches(pattern, "a")
 
@@ -124,6 +130,8 @@ def test_a_file_with_such_a_pattern_is_refused_by_name(tmp_path):
 
 
 def test_there_are_no_more_patterns_than_can_be_followed_in_a_moment():
-    check_patterns(f"down_blocks.{i}.attn1.to_q" for i in range(5000))
+    check_patterns(f"down_blocks.{i}.attn1.to_q" for i in range(COUNT_LIMIT))
+    with pytest.raises(ValueError, match="more than"):
+        check_patterns(f"down_blocks.{i}.attn1.to_q" for i in range(COUNT_LIMIT + 1))
     with pytest.raises(ValueError, match="characters"):
         check_patterns(f".*{i}" for i in range(PATTERNS_LIMIT // 3))

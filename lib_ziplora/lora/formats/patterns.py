@@ -14,6 +14,8 @@ PATTERN_LIMIT = 300
 """Characters of a pattern."""
 PATTERNS_LIMIT = 3_000
 """Characters of all patterns of a file that are more than names."""
+COUNT_LIMIT = 4_000
+"""Patterns of a file."""
 
 _TOKEN = re.compile(
     r"\\[dDwWsS]|\\[^a-zA-Z0-9]|\[\^?\]?(?:\\.|[^\]\\\[])*\]|\(\?:|\{\d{1,3}(?:,\d{0,3})?\}|[^\\\[\]{}]", re.S
@@ -57,7 +59,9 @@ def matches(pattern: str, name: str) -> bool:
 def check_patterns(patterns: Iterable[str]) -> None:
     """Raise ValueError for a pattern that ``matches`` refuses, or more of them than can be followed in a moment."""
     length = 0
-    for pattern in patterns:
+    for count, pattern in enumerate(patterns):
+        if count == COUNT_LIMIT:
+            raise ValueError(f"there are more than {COUNT_LIMIT} patterns")
         _compiled(pattern)
         length += 0 if _PLAIN.fullmatch(pattern) else len(pattern)
     if length > PATTERNS_LIMIT:
@@ -66,12 +70,14 @@ def check_patterns(patterns: Iterable[str]) -> None:
 
 @lru_cache(maxsize=8192)
 def _compiled(pattern: str) -> Callable[[str], bool]:
+    if len(pattern) > PATTERN_LIMIT:
+        raise ValueError(f"{pattern[:80]!r}... is too long")
     if _PLAIN.fullmatch(pattern):
         plain = re.compile(rf"(?:.*\.)?(?:{pattern})$", re.S)
         return lambda name: plain.match(name) is not None
     tokens = _TOKEN.findall(pattern)
-    if len(pattern) > PATTERN_LIMIT or "".join(tokens) != pattern:
-        raise ValueError(f"{pattern[:80]!r} can't be followed")
+    if "".join(tokens) != pattern:
+        raise ValueError(f"{pattern!r} can't be followed")
     parser = _Parser(iter([*tokens, ""]), pattern)
     node = parser.either()
     if parser.token:

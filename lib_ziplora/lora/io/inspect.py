@@ -170,8 +170,8 @@ def _remarks(parsed: ParsedKeys, shapes: Mapping[str, tuple[int, ...]], configur
     others = [key for key in parsed.unknown if not key.startswith(EMBEDDING)]
     if others:
         yield (
-            f"{len(others)} tensors belong to none of the layers that a LoRA of SDXL changes and are left out; the "
-            f"first is {others[0]}."
+            f"tensors of none of the layers that a LoRA of SDXL changes are left out ({len(others)} of them; the first "
+            f"is {others[0]})."
         )
 
 
