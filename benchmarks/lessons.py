@@ -80,7 +80,7 @@ def inputs() -> tuple[LoraInput, ...]:
 def draw(at: Desk, settings: MergeSettings = SETTINGS, strengths: Strengths | None = None) -> TrainingData:
     """Draw a pair's samples as a merge does; ``strengths`` that are known are not searched again."""
     sampler = DataSampler(at.session, at.denoiser, at.modules, settings, Meter(at.host, None, 10**6))
-    return sampler.training_data(at.concepts, inputs(), sampler.conditions(inputs(), {}), strengths)
+    return sampler.training_data(at.ones(), inputs(), sampler.conditions(inputs(), {}), strengths)
 
 
 @dataclass(frozen=True)

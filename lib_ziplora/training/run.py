@@ -80,10 +80,11 @@ def learn(
     used = {name: modules[name] for layers in concepts for name in layers}
     sampler = DataSampler(session, denoiser, used, settings, meter)
     conditions = sampler.conditions(chosen, text_deltas)
-    coefficients = MergerCoefficients.ones(concepts, denoiser.device, denoiser.dtype)
     with session.unet_alone():
         allowed = fitting_plans(concepts, settings, denoiser) if settings.needs.updates else []
-        data = sampler.training_data(concepts, chosen, conditions)
+        coefficients = MergerCoefficients.ones(concepts, denoiser.device, denoiser.dtype)
+        data = sampler.training_data(coefficients, chosen, conditions)
+        coefficients.start_at((1.0,) * len(concepts))
 
         def heldout_errors() -> tuple[float, ...]:
             meter.enter("sampling", "Measuring on samples that are not trained on")

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ..config import ROLES, MergeSettings, Role
 from ..denoiser import Conditioning, Denoiser
 from ..progress import SEARCH_PICTURES, SEARCH_STEPS
-from ..ziplora.coefficients import Concept, MergerCoefficients
-from ..ziplora.hooks import adapters, lora_hooks
+from ..ziplora.coefficients import MergerCoefficients
+from ..ziplora.hooks import lora_hooks
 from ..ziplora.likelihood import denoising_error, find_angle
 from ..ziplora.samples import Sampler
 
@@ -66,14 +66,14 @@ class StrengthSearch:
     Attributes:
         denoiser: the base.
         modules: its modules by canonical name.
-        concepts: each LoRA's layers, with ``roles`` in the same order.
+        coefficients: hold every LoRA's factors, with ``roles`` in the same order; their values are changed.
         conditions: the prompts' conditioning; ``combined`` is the combined prompt's row.
         settings: size, guidance, seed, and the share that is wanted.
     """
 
     denoiser: Denoiser
     modules: Mapping[str, nn.Module]
-    concepts: Sequence[Concept]
+    coefficients: MergerCoefficients
     roles: Sequence[Role]
     conditions: Conditions
     combined: Conditioning
@@ -123,15 +123,12 @@ class StrengthSearch:
 
     def combined_pictures(self, strengths: Sequence[float]) -> list[Tensor]:
         """What the plain sum at these strengths draws for the combined prompt."""
-        plain = MergerCoefficients.ones(self.concepts, self.denoiser.device, self.denoiser.dtype)
-        plain.start_at(strengths)
-        with lora_hooks(self.modules, plain.adapters()):
+        self.coefficients.start_at(strengths)
+        with lora_hooks(self.modules, self.coefficients.adapters()):
             return self._draw(self.combined)
 
     def _single(self, index: int) -> AbstractContextManager[None]:
-        return lora_hooks(
-            self.modules, adapters(self.concepts[index], self.denoiser.device, self.denoiser.dtype)
-        )
+        return lora_hooks(self.modules, self.coefficients.adapters_of(index))
 
     def _draw(self, cond: Conditioning) -> list[Tensor]:
         sampler, seed = sampler_of(self.denoiser, self.settings), self.settings.seed + SEED

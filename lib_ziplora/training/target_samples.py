@@ -15,8 +15,8 @@ from ..denoiser import Conditioning, Denoiser, TextDeltas
 from ..hosts import Session
 from ..progress import Meter, heldout_steps
 from ..ziplora.closed_form import TOKENS, LayerInputs, LayerTarget, recorded_inputs, single_lora_targets
-from ..ziplora.coefficients import Concept, MergerCoefficients
-from ..ziplora.hooks import adapters, lora_hooks
+from ..ziplora.coefficients import MergerCoefficients
+from ..ziplora.hooks import lora_hooks
 from ..ziplora.samples import (
     Samples,
     Trajectory,
@@ -75,24 +75,29 @@ class DataSampler:
     @torch.no_grad()
     def training_data(
         self,
-        concepts: Sequence[Concept],
+        coefficients: MergerCoefficients,
         chosen: Sequence[LoraInput],
         conditions: Conditions,
         strengths: Strengths | None = None,
     ) -> TrainingData:
-        """All that a merge learns from, by the UNet alone; ``strengths`` that are known are not searched again."""
+        """All that a merge learns from, by the UNet alone.
+
+        Args:
+            coefficients: hold every LoRA's factors on the device; their values are changed.
+            chosen: the LoRAs.
+            conditions: as ``conditions`` gives them.
+            strengths: that are known, and not searched again.
+        """
         settings, names = self.settings, labels([lora.role for lora in chosen])
         drawn = [
-            self._lora_samples(layers, lora, conditions, index)
-            for index, (layers, lora) in enumerate(zip(concepts, chosen, strict=True))
+            self._lora_samples(coefficients, lora, conditions, index) for index, lora in enumerate(chosen)
         ]
         terms = [Term(name, train) for name, (train, _, _) in zip(names, drawn, strict=True)]
         targets = single_lora_targets([inputs for _, _, inputs in drawn])
-        strengths = strengths or self._strengths(concepts, chosen, conditions)
+        strengths = strengths or self._strengths(coefficients, chosen, conditions)
         if settings.needs.closed_form and conditions.combined is not None:
-            samples, inputs = self._combined_samples(
-                concepts, strengths, conditions.combined, conditions.uncond
-            )
+            coefficients.start_at(strengths.values)
+            samples, inputs = self._combined_samples(coefficients, conditions.combined, conditions.uncond)
             terms.append(Term("combined", samples, settings.combined_weight))
             # Where updates follow, they bring the weight.
             weight = 1.0 if settings.needs.updates else settings.combined_weight
@@ -126,7 +131,7 @@ class DataSampler:
         return self.session.encode_images(images, seed=seed)
 
     def _lora_samples(
-        self, layers: Concept, lora: LoraInput, conditions: Conditions, index: int
+        self, coefficients: MergerCoefficients, lora: LoraInput, conditions: Conditions, index: int
     ) -> tuple[Samples, Samples, LayerInputs]:
         """Samples to train on, samples kept out of the training, and layer inputs, of the LoRA at ``index``."""
         cond, settings = conditions.singles[index : index + 1], self.settings
@@ -138,7 +143,7 @@ class DataSampler:
             if latents is None
             else self._noised_images(latents, cond)
         )
-        with lora_hooks(self.modules, adapters(layers, self.denoiser.device, self.denoiser.dtype)):
+        with lora_hooks(self.modules, coefficients.adapters_of(index)):
             with self._recorded(seed) as inputs:
                 train = draw(seed, settings.trajectories, settings.sampling_steps)
             heldout = draw(seed + HELDOUT_SEED, 1, heldout_steps(settings))
@@ -149,25 +154,21 @@ class DataSampler:
         return samples, measured, inputs
 
     def _strengths(
-        self, concepts: Sequence[Concept], chosen: Sequence[LoraInput], conditions: Conditions
+        self, coefficients: MergerCoefficients, chosen: Sequence[LoraInput], conditions: Conditions
     ) -> Strengths:
         """Each LoRA's strength for the combined prompt: searched, or 1."""
         if not self.settings.searches_strengths or conditions.combined is None:
-            return Strengths((1.0,) * len(concepts))
+            return Strengths((1.0,) * len(chosen))
         self.meter.enter("sampling", "Weighing subject and style")
         roles, combined = [lora.role for lora in chosen], conditions.combined
         return StrengthSearch(
-            self.denoiser, self.modules, concepts, roles, conditions, combined, self.settings
+            self.denoiser, self.modules, coefficients, roles, conditions, combined, self.settings
         ).strengths()
 
     def _combined_samples(
-        self,
-        concepts: Sequence[Concept],
-        strengths: Strengths,
-        cond: Conditioning,
-        uncond: Conditioning | None,
+        self, coefficients: MergerCoefficients, cond: Conditioning, uncond: Conditioning | None
     ) -> tuple[Samples, LayerInputs]:
-        """What the plain sum at these strengths draws for the combined prompt: an anchor for the merge.
+        """What the plain sum at its strengths, set before, draws for the combined prompt: an anchor for the merge.
 
         The errors of equation 5 ask only that every LoRA by itself stays as it is. That is also
         fulfilled when the subject's token switches the style off, so what both do together needs a
@@ -175,10 +176,8 @@ class DataSampler:
         """
         self.meter.enter("sampling", "Drawing the combined prompt")
         settings = self.settings
-        plain = MergerCoefficients.ones(concepts, self.denoiser.device, self.denoiser.dtype)
-        plain.start_at(strengths.values)
-        seed = settings.seed + 2 * len(concepts)
-        with lora_hooks(self.modules, plain.adapters()), self._recorded(seed) as inputs:
+        seed = settings.seed + 2 * coefficients.concepts
+        with lora_hooks(self.modules, coefficients.adapters()), self._recorded(seed) as inputs:
             drawn = self._trajectories(cond, uncond)(seed, settings.trajectories, settings.sampling_steps)
         measured = self._measured(drawn[: settings.sampling_steps], cond)
         samples = with_scale_of(drawn, cond, measured)

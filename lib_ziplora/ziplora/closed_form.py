@@ -23,7 +23,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -63,6 +63,8 @@ def single_lora_targets(inputs: Sequence[LayerInputs]) -> list[LayerTarget]:
 TOKENS = 16
 ITERATIONS = 30
 RIDGE = 0.3
+PENDING_VALUES = 2**24
+"""Of recorded inputs that wait on the device for their copy to the CPU: 32 MiB in half precision."""
 BATCH_VALUES = 2**25
 """Of the inputs of layers that are solved side by side: 128 MiB."""
 
@@ -71,31 +73,54 @@ BATCH_VALUES = 2**25
 def recorded_inputs(
     modules: Mapping[str, nn.Module], tokens: int, generator: torch.Generator
 ) -> Iterator[LayerInputs]:
-    """Random rows of the modules' inputs in every forward inside the block.
+    """Random rows of the modules' inputs in every forward inside the block, complete at its end.
 
     Args:
         modules: canonical name -> linear or convolution module.
         tokens: rows kept of each forward's first sample (the conditional one, under guidance).
         generator: on the CPU; draws which.
     """
-    kept: LayerInputs = {name: [] for name in modules}
+    recorder = _Recorder({name: [] for name in modules}, tokens, generator)
     handles = []
     try:
         for name, module in modules.items():
-            hook = functools.partial(_keep, kept[name], tokens, generator)
+            hook = functools.partial(recorder.record, name)
             handles.append(module.register_forward_pre_hook(hook))
-        yield kept
+        yield recorder.inputs
+        recorder.flush()
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _keep(
-    kept: list[Tensor], tokens: int, generator: torch.Generator, module: nn.Module, inputs: tuple[Any, ...]
-) -> None:
-    x = input_rows(module, inputs[0][:1].detach())
-    chosen = torch.randperm(len(x), generator=generator)[:tokens]
-    kept.append(x[chosen.to(x.device)].cpu())
+@dataclass
+class _Recorder:
+    """Keeps rows on their device and brings many at once to the CPU: a copy from a GPU waits for all its work."""
+
+    inputs: LayerInputs
+    tokens: int
+    generator: torch.Generator
+    pending: list[tuple[str, Tensor]] = field(default_factory=list)
+    values: int = 0
+
+    def record(self, name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        x = input_rows(module, inputs[0][:1].detach())
+        chosen = torch.randperm(len(x), generator=self.generator)[: self.tokens]
+        rows = x[chosen.to(x.device, non_blocking=True)]
+        self.pending.append((name, rows))
+        self.values += rows.numel()
+        if self.values >= PENDING_VALUES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Bring what is pending to the CPU, in one copy."""
+        pending, self.pending, self.values = self.pending, [], 0
+        if not pending:
+            return
+        together = torch.cat([rows.flatten() for _, rows in pending]).cpu()
+        parts = together.split([rows.numel() for _, rows in pending])
+        for (name, rows), part in zip(pending, parts, strict=True):
+            self.inputs[name].append(part.view(rows.shape))
 
 
 def input_rows(module: nn.Module, x: Tensor) -> Tensor:

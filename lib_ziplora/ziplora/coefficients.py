@@ -53,6 +53,12 @@ class LayerCoefficients:
         rows = [(down * m).to(down.dtype) for down, m in zip(self.downs, self.m, strict=True)]
         return torch.cat(rows).reshape(-1, *self.kernel), self.up
 
+    def factors_of(self, concept: int) -> Factors:
+        """The factors of one concept's layer as they are, views."""
+        row = self.concepts.index(concept)
+        down, up = self.downs[row].reshape(-1, *self.kernel), self.up.split(self.ranks, dim=1)[row]
+        return lambda: (down, up)
+
 
 class MergerCoefficients:
     """One vector for every layer and concept, over the layer's input columns."""
@@ -103,6 +109,14 @@ class MergerCoefficients:
     def adapters(self) -> dict[str, Factors]:
         """The merged LoRA's factors by layer, for ``lora_hooks``."""
         return {name: layer.factors for name, layer in self.layers.items()}
+
+    def adapters_of(self, concept: int) -> dict[str, Factors]:
+        """One LoRA's own factors by layer, without its vectors; views, so nothing goes to the device anew."""
+        return {
+            name: layer.factors_of(concept)
+            for name, layer in self.layers.items()
+            if concept in layer.concepts
+        }
 
     def shared(self) -> Iterator[LayerCoefficients]:
         """The layers that more than one concept has."""

@@ -93,7 +93,8 @@ def low_rank(module: nn.Module, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
         down: (rank, in) or (rank, in, kh, kw).
         up: (out, rank), scaling included.
     """
-    down, up = down.to(x.dtype), up.to(x.dtype)
+    if not torch.is_autocast_enabled():  # which casts to the factors' own dtype, whatever x has
+        down, up = down.to(x.dtype), up.to(x.dtype)
     if _weight(module).ndim == 2:
         return F.linear(F.linear(x, down.flatten(1)), up)
     convolution = cast(nn.Conv2d, module)

@@ -13,6 +13,7 @@ from lib_ziplora.lora.io.read import read_lora
 from lib_ziplora.pipeline.merge import run
 from lib_ziplora.pipeline.prepare import prepare
 from lib_ziplora.training.strengths import StrengthSearch
+from lib_ziplora.ziplora.coefficients import MergerCoefficients
 
 from ..support.small_merges import merged, pico_host, request
 from .test_combined_prompt import learnt
@@ -105,7 +106,9 @@ def test_several_of_one_role_share_its_strength(host, monkeypatch):
     (host.folder / "wash.safetensors").write_bytes((host.folder / "ink.safetensors").read_bytes())
     asked = prepare(MergeRequest(loras, "x", settings=request(method="balanced").settings), host).request
     assert "ink" in asked.settings.combined_prompt and "wash" in asked.settings.combined_prompt
-    search = StrengthSearch(None, {}, [], ["subject", "style", "style"], None, None, asked.settings)
+    search = StrengthSearch(
+        None, {}, MergerCoefficients({}), ["subject", "style", "style"], None, None, asked.settings
+    )
     strengths = search.by_role(0.6, 0.8)
     assert strengths[0] == pytest.approx(0.6) and strengths[1] == strengths[2]
     assert sum(value**2 for value in strengths) == pytest.approx(1)

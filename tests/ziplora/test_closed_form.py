@@ -61,6 +61,21 @@ def test_recording_keeps_the_first_samples_columns_and_leaves_no_hook():
     assert not any(module._forward_pre_hooks for module in denoiser.unet.modules())
 
 
+def test_what_is_recorded_does_not_depend_on_when_it_is_brought_to_the_cpu(monkeypatch):
+    def recorded(pending):
+        denoiser, generator = PicoDenoiser(), torch.Generator().manual_seed(0)
+        monkeypatch.setattr(analytic, "PENDING_VALUES", pending)
+        with recorded_inputs(denoiser.modules(), 4, generator) as kept, torch.no_grad():
+            for step in range(3):
+                x_t = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(step))
+                denoiser.predict(x_t, torch.tensor([5]), conditioning(1))
+        return kept
+
+    at_once, late = recorded(1), recorded(2**24)
+    for name, rows in at_once.items():
+        assert all(torch.equal(a, b) for a, b in zip(rows, late[name], strict=True)), name
+
+
 def dense_solution(layers, inputs, ridge, strengths, weights, start):
     """The same problem by a dense solver: stack every residual as a linear map of (m_c, m_s).
 
@@ -161,7 +176,7 @@ def test_the_objective_falls_on_samples_that_were_not_recorded():
         recordings.append(kept)
     solve(coefficients, single_lora_targets(recordings))
     after = loop.evaluate(denoiser, denoiser.modules(), coefficients, heldout)
-    assert after < 0.8 * before
+    assert sum(after) < 0.8 * sum(before)
 
 
 def layer_and_inputs(generator, columns, ranks):

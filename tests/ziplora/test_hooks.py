@@ -102,3 +102,19 @@ def test_a_lora_that_does_not_fit_is_refused_by_layer():
         check_fit(denoiser.modules(), wrong, "mine")
     with pytest.raises(IncompatibleError, match="lora_unet_elsewhere"):
         check_fit(denoiser.modules(), {"lora_unet_elsewhere": lora["lora_unet_down"]}, "mine")
+
+
+def test_each_loras_factors_are_views_of_what_the_merge_holds_whatever_its_strengths():
+    denoiser = PicoDenoiser()
+    concepts = [random_lora(denoiser, 3, 1), random_lora(denoiser, 2, 2)]
+    coefficients = MergerCoefficients.ones(concepts)
+    coefficients.start_at((0.3, 0.7))
+    for index, concept in enumerate(concepts):
+        expected, found = factors_of(concept), coefficients.adapters_of(index)
+        assert found.keys() == expected.keys()
+        for name, factors in found.items():
+            for own, part in zip(expected[name](), factors(), strict=True):
+                assert torch.equal(own.flatten(1), part.flatten(1)), name
+            held = coefficients.layers[name]
+            storages = [tensor.untyped_storage().data_ptr() for tensor in (held.down, held.up)]
+            assert [tensor.untyped_storage().data_ptr() for tensor in factors()] == storages, name

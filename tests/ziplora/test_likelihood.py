@@ -48,7 +48,7 @@ def test_two_models_see_the_same_noise():
     denoiser, seen = schedule(), []
 
     def predict(x_t, t, cond):
-        seen.append(x_t)
+        seen.extend(x_t)
         return x_t
 
     x_0, denoiser.predict = torch.zeros(1, 4, 8, 8), predict
