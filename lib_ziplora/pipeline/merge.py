@@ -69,7 +69,7 @@ def _learnt(inputs: Inputs, text: TextLayers, host: Host, meter: Meter) -> Resul
     require_common(inputs.loras, inputs.pairing)
     request = inputs.request
     with memory_in_words(), host.open() as session:
-        deltas = {name: layer.delta for name, layer in text.layers.items()}
+        deltas = text.deltas(session.denoiser.device)
         settings = _sized(request.settings, session.native_size)
         inputs = dataclasses.replace(inputs, request=dataclasses.replace(request, settings=settings))
         learnt, coefficients = learn(session, inputs.concepts(), request.loras, deltas, settings, meter)

@@ -7,8 +7,13 @@ import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
+from ..denoiser import TextDeltas
 from ..hosts import CheckpointInfo, Host
 from ..lora.algebra import Vectors, merge_layers
 from ..lora.io.atomic import atomic_writes
@@ -32,6 +37,14 @@ class TextLayers:
 
     layers: dict[str, LoraLayer]
     lost: list[Approximation]
+
+    def deltas(self, device: torch.device) -> TextDeltas:
+        """Each layer's delta weight, computed on a device at the time when it is asked for."""
+        return {name: partial(_delta_on, device, layer) for name, layer in self.layers.items()}
+
+
+def _delta_on(device: torch.device, layer: LoraLayer) -> Tensor:
+    return layer.to(device).delta()
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def applied(deltas: TextDeltas, places: Mapping[str, Slot]) -> Iterator[None]:
     try:
         with torch.no_grad():
             for name in names:
-                saved[name] = places[name].weight.clone()
+                saved[name] = places[name].weight.to("cpu", copy=True)  # an 8 GB card has no room for both
                 places[name].weight.copy_(summed(places[name].weight, deltas[name](), name))
         yield
     finally:
