@@ -86,6 +86,15 @@ def attention_only(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     return {name: module for name, module in modules.items() if "_attn1_" in name or "_attn2_" in name}
 
 
+def chosen_layers(unet: nn.Module, layers: str) -> dict[str, nn.Module]:
+    """``attention``: 560 projections; ``kohya``: the 722 modules that sd-scripts trains by default; ``all``: 794."""
+    every = canonical_modules(unet)
+    if layers == "attention":
+        return attention_only(every)
+    parts = ("_transformer_blocks_", "_proj_in", "_proj_out") if layers == "kohya" else ("",)
+    return {name: module for name, module in every.items() if any(part in name for part in parts)}
+
+
 def flops(work: Callable[[], object]) -> int:
     """Floating-point operations of ``work``, by torch's counter."""
     counter = FlopCounterMode(display=False)

@@ -20,7 +20,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from benchmarks.cost import SDXL_UNET, attention_only
+from benchmarks.cost import SDXL_UNET, MetaDenoiser, attention_only, chosen_layers, lora
 from lib_ziplora.config import LoraInput, MergeSettings
 from lib_ziplora.denoiser import Conditioning
 from lib_ziplora.hosts import Progress
@@ -226,6 +226,29 @@ def told(words: str) -> Iterator[None]:
     print(f"({time.perf_counter() - started:.1f} s)", flush=True)
 
 
+ESTIMATED = {
+    "fastest plan": 0,
+    "one sample at a time": 1,
+    "… recomputing 60 % of the blocks": 3,
+    "smallest plan": -1,
+}
+"""README's rows, and the plans they are of."""
+
+
+def estimates() -> str:
+    """README's table: two ordinary LoRAs of rank 64 at 1024 x 1024 in fp16, and two of attention layers alone."""
+    unet, allowed = MetaDenoiser().unet, plans("auto", "auto")
+    pairs = [[lora(chosen_layers(unet, layers), 64)] * 2 for layers in ("kohya", "attention")]
+    rows = [
+        "| estimated beside the checkpoint, 1024 × 1024, fp16, two LoRAs of rank 64 | ordinary | attention only |",
+        "|---|---:|---:|",
+    ]
+    for words, number in ESTIMATED.items():
+        needs = [estimate_memory(pair, 1024, 1024, allowed[number]) / 1e9 for pair in pairs]
+        rows.append(f"| {words} | {' | '.join(f'{need:.1f} GB' for need in needs)} |")
+    return "\n".join(rows)
+
+
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser("python -m benchmarks.memory", description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu", help="cuda, cuda:1, cpu")
@@ -237,7 +260,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--tiny", action="store_true", help="a small UNet, to try the command itself")
     parser.add_argument("--profile", action="store_true", help="also where one update's time goes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
+    parser.add_argument("--estimates", action="store_true", help="print README's table and end")
     args = parser.parse_args(arguments)
+    if args.estimates:
+        print(estimates())
+        return {}
     device = torch.device(args.device)
     denoiser = RandomDenoiser(TINY_UNET if args.tiny else SDXL_UNET, device, DTYPES[args.dtype])
     every = canonical_modules(denoiser.unet)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("diffusers", reason="counts activations on diffusers' UNet")
 
+from benchmarks import memory
 from benchmarks.activations import OUTSIDE, counted
 from benchmarks.cost import MetaDenoiser, attention_only, lora
 from lib_ziplora.lora.formats.keys import canonical_modules
@@ -86,6 +88,10 @@ def test_memory_grows_with_pixels_ranks_and_loras():
     assert need(count=3) > 1.3 * need()
     assert need(itemsize=4) > 1.8 * need()
     assert need(count=3, plan=Plan(False, 1.0)) < need(plan=Plan(True, 0.0))
+
+
+def test_readmes_table_is_the_estimate():
+    assert memory.estimates() in Path("README.md").read_text(encoding="utf-8")
 
 
 def test_the_economical_plan_fits_the_cards_that_it_is_for():
