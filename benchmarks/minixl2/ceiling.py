@@ -21,16 +21,18 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from lib_ziplora.lora.layer import LoraLayer
 
 from ..drawing import contact_sheet
-from ..minixl.embedding import split, to_input
+from ..minixl.embedding import to_input
 from ..scoring import Score, summarise
 from .choice import HALVES, KNOWN_SUBJECTS, STYLE_TOKEN, SUBJECT_TOKEN, caption, style_words
 from .data import Drawings, load
-from .judge import KNOWN_PANEL, Judge, SecondJudge, both_versions, load_judge, reciprocal_ranks
+from .judge import KNOWN_PANEL, Judge, SecondJudge, load_judge, reciprocal_ranks, second_judge
+from .latents import encode
 from .lora import learn, rows_of, style_concept, subject_concept
 from .studio import Studio
 
@@ -42,14 +44,12 @@ class Bench:
     """The model, the judges, the true drawings, and what was found.
 
     Attributes:
-        autoencoded: every drawing as the autoencoder gives it back, (n, 3, 64, 64).
         figures: part -> judge -> headline.
     """
 
     studio: Studio
     drawings: Drawings
     judges: Mapping[str, Judge | SecondJudge]
-    autoencoded: torch.Tensor
     seeds: Sequence[int]
     sheets: Path
     figures: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -59,14 +59,22 @@ class Bench:
         rows = rows_of(self.drawings, subject=subject, style=style)
         return int(rows[0]) if len(rows) else None
 
+    @torch.no_grad()
+    def true(self, row: int) -> torch.Tensor:
+        """A true drawing as the autoencoder gives it back at the studio's size, for the judges, (1, 3, 64, 64)."""
+        vae = self.studio.vae
+        z = encode(vae, self.drawings.pixels[[row]], self.studio.size).float()
+        back = vae.decode(z / vae.config.scaling_factor).sample.clamp(-1, 1)
+        return F.interpolate(back, size=64, mode="area")
+
     def judged(self, part: str, drawn: Mapping[tuple[str, str], np.ndarray[Any, Any]]) -> None:
         """Score the pictures (seeds, h, w, 3) of each pair and the true drawings; print, keep, and draw a sheet."""
         found: dict[str, Any] = {"pairs": len(drawn)}
+        true = {pair: self.true(row) for pair in drawn if (row := self.row(*pair)) is not None}
         for name, judge in self.judges.items():
             scores: dict[str, dict[str, dict[str, np.ndarray[Any, Any]]]] = {"drawn": {}, "true": {}}
             for (subject, style), pixels in drawn.items():
-                row = self.row(subject, style)
-                inputs = {"drawn": to_input(pixels), "true": self.autoencoded[[row]].float()}
+                inputs = {"drawn": to_input(pixels), "true": true[subject, style]}
                 for kind, x in inputs.items():
                     ranks = reciprocal_ranks(judge, x, subject, style)
                     scores[kind][f"{subject}:{style}"] = {"subject_rr": ranks[:, 0], "style_rr": ranks[:, 1]}
@@ -83,8 +91,8 @@ class Bench:
         cells: dict[str, dict[str, np.ndarray[Any, Any]]] = {}
         for style in styles:
             subjects = [subject for subject, of in drawn if of == style][:8]
-            true = np.stack([self.drawings.pixels[self.row(subject, style)] for subject in subjects])
-            cells[style] = {"true": true, part: np.stack([drawn[subject, style][0] for subject in subjects])}
+            shown = np.stack([self.drawings.pixels[self.row(subject, style)] for subject in subjects])
+            cells[style] = {"true": shown, part: np.stack([drawn[subject, style][0] for subject in subjects])}
         picture: Image.Image = contact_sheet(cells, ("true", part))
         picture.save(self.sheets / f"{part}.png")
 
@@ -155,17 +163,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     drawings = load(args.out)
-    versions = both_versions(drawings, args.out)
-    second = SecondJudge.fit(versions, split(len(drawings.subject))[0], drawings)
     judges: dict[str, Judge | SecondJudge] = {
         "networks": load_judge(args.out / "judge"),
-        "least squares": second,
+        "least squares": second_judge(args.out, drawings),
     }
     sheets = args.out / f"sheets-{args.half}"
     sheets.mkdir(exist_ok=True)
-    bench = Bench(
-        Studio.load(args.model, args.size), drawings, judges, versions[1], range(args.seeds), sheets
-    )
+    bench = Bench(Studio.load(args.model, args.size), drawings, judges, range(args.seeds), sheets)
     bench.base()
     if not args.base_only:
         subjects, styles = HALVES[args.half]

@@ -10,6 +10,7 @@ With ``--weights`` just what was learnt is written, in fp16, with the curve, as 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -68,6 +69,10 @@ def pack(out: Path, weights: Path) -> None:
     halved = {name: part.half() if part.is_floating_point() else part for name, part in learnt.items()}
     save_file(halved, weights / "text.safetensors")
     shutil.copy(out / "curve.jsonl", weights)
+    for config in weights.glob("*/config.json"):
+        settings = json.loads(config.read_text(encoding="utf-8"))
+        settings.pop("_name_or_path", None)  # a folder of the machine that trained
+        config.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     for file in weights.rglob("*.safetensors"):
         broken = [name for name, part in load_file(file).items() if not torch.isfinite(part).all()]
         if broken:
