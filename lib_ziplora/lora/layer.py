@@ -94,16 +94,16 @@ class Term:
 
 
 class StackedLayer(LoraLayer):
-    """A sum of low-rank layers as one, whose rank and alpha are the sum of the ranks.
+    """A sum of low-rank layers as one, whose rank is the sum of the ranks, and its alpha that or the one given.
 
     The factors, in fp32, are put together whenever they are asked for; until then the layer
     takes no memory beside that of its terms, which keep their dtype.
     """
 
-    def __init__(self, name: str, terms: Sequence[Term]) -> None:
+    def __init__(self, name: str, terms: Sequence[Term], alpha: float | None = None) -> None:
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "_terms", tuple(terms))
-        object.__setattr__(self, "alpha", float(self.rank))
+        object.__setattr__(self, "alpha", float(self.rank) if alpha is None else alpha)
 
     def terms(self) -> tuple[Term, ...]:
         found: tuple[Term, ...] = self.__dict__["_terms"]
@@ -150,11 +150,12 @@ class StackedLayer(LoraLayer):
 
     def _up_into(self, up: Tensor) -> None:
         for term, place in self._places():
-            if term.scaling == 1:
+            scaling = term.scaling / self.scaling
+            if scaling == 1:
                 up[:, place].copy_(term.up)
             else:
-                factor = torch.tensor([term.scaling], device=term.up.device)
-                torch.mul(term.up, term.scaling if up.dtype == term.up.dtype else factor, out=up[:, place])
+                factor = torch.tensor([scaling], device=term.up.device)
+                torch.mul(term.up, scaling if up.dtype == term.up.dtype else factor, out=up[:, place])
 
 
 @dataclass(frozen=True)

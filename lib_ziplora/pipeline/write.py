@@ -19,7 +19,7 @@ from ..lora.algebra import Vectors, merge_layers
 from ..lora.io.atomic import atomic_writes
 from ..lora.io.metadata import merged_metadata, tags_are_shortened
 from ..lora.io.sidecar import write_sidecar
-from ..lora.io.write import write_unnamed
+from ..lora.io.write import as_written, write_unnamed
 from ..lora.layer import Approximation, LoraLayer
 from ..progress import Meter
 from ..report.files import reported
@@ -101,7 +101,9 @@ def write(result: Result, prepared: PreparedMerge, host: Host, meter: Meter, sta
     packed = saved.pack()
     note = {"file": side.name, "sha256": hashlib.sha256(packed).hexdigest()}
     recipe = _recipe(result, prepared, report)
-    metadata = merged_metadata(report.name, layers, inputs.loras, {**recipe, "coefficients": note})
+    metadata = merged_metadata(
+        report.name, as_written(layers), inputs.loras, {**recipe, "coefficients": note}
+    )
     with atomic_writes((*parts, side, output), request.overwrite) as (*hidden_parts, hidden_side, hidden):
         for index, path in enumerate(parts):
             _write_part(result, index, path, hidden_parts[index], recipe)
@@ -124,7 +126,7 @@ def _write_part(
     part = result.inputs.alone(index)
     unet = merge_layers([lora.unet_layers() for lora in part.loras], part.weights, result.coefficients)
     layers = {**unet, **text_layers(part).layers}
-    metadata = merged_metadata(path.stem, layers, (result.inputs.loras[index],), recipe)
+    metadata = merged_metadata(path.stem, as_written(layers), (result.inputs.loras[index],), recipe)
     _write_lora(part, temporary, path, layers, metadata)
 
 

@@ -32,6 +32,7 @@ FORMATS = {
 # The strings that are sha256 sums of the data, and so are known last.
 HASH_KEYS = {"sshs_model_hash": "", "modelspec.hash_sha256": "0x"}
 HASH_LENGTH = 64
+TEXT_PREFIX = "lora_te"
 
 
 class Shaped(Protocol):
@@ -78,6 +79,15 @@ def missing_text_attention(layers: Mapping[str, AnyShaped]) -> dict[str, AnyShap
             others = (stem + other for other in TEXT_ATTENTION)
             missing.update({other: layer for other in others if other not in layers})
     return missing
+
+
+def text_rank(layers: Mapping[str, Shaped]) -> int:
+    """The rank of every text-encoder layer of a file, the highest that one needs; 0 without any.
+
+    Diffusers gives all layers of a text encoder the alpha that most of them have, so a file has one alpha
+    for them, and with it one rank.
+    """
+    return max((layer.rank for name, layer in layers.items() if name.startswith(TEXT_PREFIX)), default=0)
 
 
 def file_entries(

@@ -13,7 +13,16 @@ from ..formats.keys import ParsedKeys
 from ..formats.limits import rank_and_shape
 from .container import RawHeader, header_of
 from .inspect import parse_header
-from .serialize import LayerShape, Shaped, file_entries, header_bytes, missing_text_attention, own_strings
+from .serialize import (
+    TEXT_PREFIX,
+    LayerShape,
+    Shaped,
+    file_entries,
+    header_bytes,
+    missing_text_attention,
+    own_strings,
+    text_rank,
+)
 
 
 @dataclass(frozen=True)
@@ -113,8 +122,13 @@ def expected_size(
         name: the file's stem, which is one of them.
     """
     layers: dict[str, LayerShape] = merged_shapes(sources, rank)
-    zeros = {name: LayerShape(1, like.weight_shape) for name, like in missing_text_attention(layers).items()}
-    entries = file_entries({**layers, **zeros}, precision, extras)
+    layers.update(missing_text_attention(layers))
+    text = text_rank(layers)
+    written = {
+        key: LayerShape(text, layer.weight_shape) if key.startswith(TEXT_PREFIX) else layer
+        for key, layer in layers.items()
+    }
+    entries = file_entries(written, precision, extras)
     header = header_bytes(entries, own_strings(name, metadata or {}))
     return len(header) + sum(entry.size for entry in entries.values())
 

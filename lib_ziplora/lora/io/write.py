@@ -12,13 +12,21 @@ from torch import Tensor
 
 from ...errors import LoraFileError, OutputError
 from ...names import validate_name
-from ..layer import LoraLayer
+from ..layer import LoraLayer, StackedLayer, Term
 from .atomic import atomic_write, clean_leftovers, probe, taken, unwritable
 from .cast import cast_extra, cast_layer
 from .container import header_of
 from .digest import Digest
 from .inspect import describe, parse_header, unsupported_reason
-from .serialize import FORMATS, file_entries, header_bytes, missing_text_attention, own_strings
+from .serialize import (
+    FORMATS,
+    TEXT_PREFIX,
+    file_entries,
+    header_bytes,
+    missing_text_attention,
+    own_strings,
+    text_rank,
+)
 from .size import shapes_of
 from .verified import VerifiedFile, different
 
@@ -72,6 +80,7 @@ def write_lora(
     Args:
         path: ``<name>.safetensors`` in an existing folder.
         layers: by canonical name; one of the second text encoder's q, k, v, out brings the others, as zeros.
+            Alphas that differ become one (see ``as_written``); the delta weights stay.
         metadata: header strings.
         precision: ``fp16``, ``bf16`` or ``fp32``.
         overwrite: replace an existing file.
@@ -103,8 +112,7 @@ def write_unnamed(
         raise OutputError(f"The precision {precision!r} doesn't exist. Choose {', '.join(FORMATS)}.")
     if not layers:
         raise OutputError(f"There is no layer to write to {file.name}. Merge LoRAs that have some.")
-    zeros = {name: _zero_layer(name, like) for name, like in missing_text_attention(layers).items()}
-    complete = {name: {**layers, **zeros}[name] for name in sorted({*layers, *zeros})}
+    complete = as_written(layers)
     extras = extras or {}
     entries = file_entries(complete, precision, {name: tuple(t.shape) for name, t in extras.items()})
     strings = own_strings(file.stem, metadata or {})
@@ -140,6 +148,32 @@ def _tensors(
         yield from cast_layer(layer, precision)
     for name, tensor in extras.items():
         yield cast_extra(name, tensor, precision)
+
+
+def as_written(layers: Mapping[str, LoraLayer]) -> dict[str, LoraLayer]:
+    """The layers as they stand in the file, sorted by name: attention in full, one alpha, as loaders need it.
+
+    Diffusers gives all of a text encoder's layers, and all attention layers of the UNet, the alpha that most
+    have. So the layers of each have one alpha where they differ (the rest of their scaling goes into the
+    factors), and the text encoders' one rank.
+    """
+    zeros = {name: _zero_layer(name, like) for name, like in missing_text_attention(layers).items()}
+    complete = dict(sorted({**layers, **zeros}.items()))
+    text = {name: layer for name, layer in complete.items() if name.startswith(TEXT_PREFIX)}
+    unet = {name: layer for name, layer in complete.items() if name not in text}
+    if len({(layer.rank, layer.alpha) for layer in text.values()}) > 1:
+        complete.update({name: _padded(layer, text_rank(text)) for name, layer in text.items()})
+    if len({layer.alpha for layer in unet.values()}) > 1:
+        alpha = float(max(layer.rank for layer in unet.values()))
+        complete.update({name: StackedLayer(name, unet[name].terms(), alpha) for name in unet})
+    return complete
+
+
+def _padded(layer: LoraLayer, rank: int) -> LoraLayer:
+    """The same delta weight with this rank and alpha, by rows and columns of zeros."""
+    missing = rank - layer.rank
+    zeros = Term(torch.zeros(missing, *layer.weight_shape[1:]), torch.zeros(layer.out_features, missing), 1.0)
+    return StackedLayer(layer.name, (*layer.terms(), zeros))
 
 
 def _zero_layer(name: str, like: LoraLayer) -> LoraLayer:
