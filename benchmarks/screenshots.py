@@ -124,6 +124,7 @@ def take_matrix(tab: Tab, shots: Shots) -> None:
         f"{STYLE} | a cat emoji in szn style\n{OTHER_STYLE} | a cat emoji in szn style"
     )
     tab.method("balanced")
+    tab.page.locator("#ziplora_matrix_sheet input").check()
     tab.press("matrix_run")
     tab.outcome("done", "4 of 4 pairs merged")
     tab.idle()
