@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -67,7 +68,7 @@ class A1111Host(WebuiHost):
 
     def checkpoint(self) -> CheckpointInfo:
         """The chosen checkpoint; its sha256 as the WebUI knows it (``""`` under --no-hashing)."""
-        entry = model.current_entry()
+        entry = self.chosen()
         return (
             CheckpointInfo("", "")
             if entry is None
@@ -86,9 +87,9 @@ class A1111Host(WebuiHost):
             model.check_kind(loaded)
             model.check_weights(loaded)
 
-    def picture_size(self) -> int | None:
-        """See ``KnowsSize``; from the checkpoint's metadata."""
-        return resolution(model.current_entry())
+    def chosen(self) -> Any | None:
+        """See ``WebuiHost.chosen``."""
+        return model.current_entry()
 
     @contextmanager
     def open(self) -> Iterator[A1111Session]:

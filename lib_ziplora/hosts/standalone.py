@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from ..denoiser import Conditioning, Denoiser, TextDeltas
 from ..errors import HostError, LoraFileError, OutputError
 from ..names import validate_name
-from . import CheckpointInfo, InstalledLora, Pen, Progress, Sampler, Session
-from ._diffusers import checkpoint as checkpoints
+from . import CheckpointInfo, InstalledLora, Pen, Progress, Sampler, Session, checkpoint_files
 from ._diffusers import draw, folders, model, text
 from ._diffusers.folders import SUFFIX as SUFFIX
 from .offload import parked
@@ -172,10 +171,10 @@ class StandaloneHost:
         if self._checkpoint is None:
             return CheckpointInfo("", "")
         if self._info is None:
-            checkpoints.check_checkpoint(self._checkpoint, self._config)
+            checkpoint_files.check_checkpoint(self._checkpoint, self._config)
             path = self._checkpoint.resolve()
             name = path.name if path.is_dir() else path.stem
-            self._info = CheckpointInfo(name, checkpoints.sha256_of(checkpoints.unet_files(path)))
+            self._info = CheckpointInfo(name, checkpoint_files.sha256_of(checkpoint_files.unet_files(path)))
         return self._info
 
     def check(self) -> None:
@@ -189,7 +188,7 @@ class StandaloneHost:
                 "or use the method direct, which needs none."
             )
         if self._pipeline is None:
-            checkpoints.check_checkpoint(self._checkpoint, self._config)
+            checkpoint_files.check_checkpoint(self._checkpoint, self._config)
         return self._checkpoint
 
     def pipeline(self) -> Any:
@@ -215,7 +214,7 @@ class StandaloneHost:
         """See ``KnowsLayers``; from the headers of the checkpoint's files."""
         try:
             if self._shapes is None and self._checkpoint is not None:
-                self._shapes = checkpoints.layer_shapes(self._checkpoint)
+                self._shapes = checkpoint_files.layer_shapes(self._checkpoint)
         except HostError:
             pass
         return self._shapes or {}
@@ -223,7 +222,7 @@ class StandaloneHost:
     def distilled(self) -> str:
         """See ``KnowsLayers``; by the checkpoint's names, metadata and scheduler."""
         try:
-            return checkpoints.distillation(self._checkpoint) if self._checkpoint else ""
+            return checkpoint_files.distillation(self._checkpoint) if self._checkpoint else ""
         except HostError:
             return ""
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lib_ziplora.denoiser import Conditioning
 from lib_ziplora.errors import HostError
+from lib_ziplora.hosts import KnowsLayers
 from lib_ziplora.hosts.a1111 import A1111Host
 from lib_ziplora.lora.formats.keys import canonical_modules
 from lib_ziplora.lora.io.read import read_lora
@@ -43,6 +44,18 @@ def test_base_prediction_is_the_webuis(host: A1111Host) -> None:
         assert session.denoiser.alphas_cumprod.shape == (1000,)
         assert session.denoiser.alphas_cumprod[0].item() == pytest.approx(0.99915, abs=1e-5)
     assert webui.relative(output, base) < 1e-5  # another attention, the same function
+
+
+def test_the_checkpoints_layers_are_known_before_it_is_opened(host: A1111Host) -> None:
+    unet = webui.boot().sd_model.model.diffusion_model
+    loaded = {
+        f"lora_unet_{name.replace('.', '_')}": tuple(module.weight.shape)
+        for name, module in unet.named_modules()
+        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d))
+    }
+    known = {name: shape for name, shape in host.layer_shapes().items() if name.startswith("lora_unet")}
+    assert known == loaded
+    assert isinstance(host, KnowsLayers) and host.distilled() == ""
 
 
 @pytest.mark.parametrize("strength", [1.0, -0.6])

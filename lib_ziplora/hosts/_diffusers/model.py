@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...denoiser import Conditioning, PredictionType
 from ...errors import HostError
 from ...lora.io.container import header_of
-from .checkpoint import VELOCITY, check_schedule, prediction_of, variant_of
+from ..checkpoint_files import VELOCITY, check_schedule, prediction_of, variant_of
 
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 SIZE_IDS = 6

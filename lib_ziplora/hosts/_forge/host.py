@@ -167,9 +167,9 @@ class ForgeFamilyHost(WebuiHost):
         entry = self.backend.entry()
         return CheckpointInfo(entry.name_for_extra, entry.sha256 or "") if entry else CheckpointInfo("", "")
 
-    def picture_size(self) -> int | None:
-        """See ``KnowsSize``; from the checkpoint's metadata."""
-        return resolution(self.backend.entry())
+    def chosen(self) -> Any | None:
+        """See ``WebuiHost.chosen``."""
+        return self.backend.entry()
 
     def check(self) -> None:
         """Raise HostError when the model can't be used; one that is not loaded yet is judged by ``open``."""

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ...errors import ZipLoraError
+from ...errors import HostError, ZipLoraError
 from ...lora.io.container import header_of
-from .. import ApiAccess, InstalledLora, Progress, Sampler
+from .. import ApiAccess, InstalledLora, Progress, Sampler, checkpoint_files
 from . import api, drawing, loras
 
 SDXL_SIZE = 1024
@@ -42,6 +42,30 @@ def _metadata_of(filename: str) -> Mapping[str, Any]:
 
 class WebuiHost:
     """LoRA list, queue, progress and settings of a WebUI. LoRAs are named, never given by a path."""
+
+    def chosen(self) -> Any | None:
+        """The WebUI's entry of the checkpoint that a merge would use; None without any."""
+        raise NotImplementedError
+
+    def picture_size(self) -> int | None:
+        """See ``KnowsSize``; from the checkpoint's metadata."""
+        return resolution(self.chosen())
+
+    def layer_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """See ``KnowsLayers``; from the header of the checkpoint's file."""
+        try:
+            entry = self.chosen()
+            return {} if entry is None else checkpoint_files.layer_shapes(Path(entry.filename))
+        except HostError:
+            return {}
+
+    def distilled(self) -> str:
+        """See ``KnowsLayers``; by the checkpoint's name and metadata."""
+        try:
+            entry = self.chosen()
+            return "" if entry is None else checkpoint_files.distillation(Path(entry.filename))
+        except HostError:
+            return ""
 
     def loras(self) -> Sequence[InstalledLora]:
         """What the WebUI's LoRA pane lists, freshly listed, sorted by name."""

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...errors import HostError, LoraFileError
-from ...lora.formats.keys import canonical_text_name, canonical_unet_name
-from ...lora.formats.speedups import distilled_model
-from ...lora.io.container import RawHeader, header_of
+from ..errors import HostError, LoraFileError
+from ..lora.formats.keys import canonical_text_name, canonical_unet_name
+from ..lora.formats.speedups import distilled_model
+from ..lora.io.container import RawHeader, header_of
 
 NEED = "Choose an SDXL base checkpoint."
 UNET = "model.diffusion_model."
@@ -253,6 +253,11 @@ def _parts(path: Path) -> Iterator[_Part]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """A configuration file of a diffusers folder.
+
+    Raises:
+        HostError: it is missing or no JSON object.
+    """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
