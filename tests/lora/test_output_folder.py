@@ -13,7 +13,7 @@ from lib_ziplora.errors import OutputError
 from lib_ziplora.lora.io import write as writing
 from lib_ziplora.lora.io.read import read_lora
 from lib_ziplora.lora.io.write import check_output, write_lora
-from lib_ziplora.lora.layer import LoraLayer
+from lib_ziplora.lora.layer import LoraLayer, StackedLayer
 
 from .files import only, sample_layers
 
@@ -86,7 +86,8 @@ def test_a_failed_write_leaves_everything_as_it_was(tmp_path, monkeypatch, where
     if where == "fsync":
         monkeypatch.setattr(os, "fsync", fail)
     elif where == "tensors":
-        monkeypatch.setattr(LoraLayer, "copy_factors", fail)
+        for kind in (LoraLayer, StackedLayer):
+            monkeypatch.setattr(kind, "copy_factors", fail)
     else:
         monkeypatch.setattr(Path, "replace", fail)
         monkeypatch.setattr(os, "link", no_links)

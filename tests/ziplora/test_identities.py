@@ -132,10 +132,10 @@ def test_without_any_lora_the_evaluation_gives_one_for_each_concept_and_with_one
     coefficients = MergerCoefficients.ones(concepts)
     for m in coefficients.parameters():
         m.data.zero_()
-    assert loop.evaluate(denoiser, modules, coefficients, heldout) == pytest.approx(2.0, rel=1e-4)
+    assert loop.evaluate(denoiser, modules, coefficients, heldout) == pytest.approx((1.0, 1.0), rel=1e-4)
     for layer in coefficients.layers.values():
         layer.m.data[0] = 1
-    assert loop.evaluate(denoiser, modules, coefficients, heldout[:1]) == pytest.approx(0.0, abs=1e-6)
+    assert loop.evaluate(denoiser, modules, coefficients, heldout[:1]) == pytest.approx((0.0,), abs=1e-6)
 
 
 def test_checkpointing_reaches_layers_whose_inputs_need_no_gradient():
