@@ -86,8 +86,8 @@ def test_a_failed_write_leaves_everything_as_it_was(tmp_path, monkeypatch, where
     if where == "fsync":
         monkeypatch.setattr(os, "fsync", fail)
     elif where == "tensors":
-        for kind in (LoraLayer, StackedLayer):
-            monkeypatch.setattr(kind, "copy_factors", fail)
+        for layer in (LoraLayer, StackedLayer):
+            monkeypatch.setattr(layer, "copy_factors", fail)
     else:
         monkeypatch.setattr(Path, "replace", fail)
         monkeypatch.setattr(os, "link", no_links)
