@@ -10,6 +10,7 @@
     const known = new Map();
     const wanted = new Set();
     let asked = [];
+    let told = "";
     let timer = null;
     let seen = null;
 
@@ -34,7 +35,7 @@
     // One question at a time; an answer that never comes is not waited for.
     function ask() {
         asked = [...wanted].slice(0, MOST);
-        timer = setTimeout(answered, PATIENCE_MS);
+        timer = setTimeout(giveUp, PATIENCE_MS);
         const button = find("#ziplora_picture");
         if (button) button.click();
     }
@@ -47,9 +48,17 @@
         askSoon();
     }
 
+    // What there is by then counts: an answer may be the same as the one before.
+    function giveUp() {
+        told = "";
+        take();
+        answered();
+    }
+
     function take() {
         const answer = find("#ziplora_pictures [data-pictures]");
-        if (!answer) return;
+        if (!answer || answer.dataset.pictures === told) return; // gradio's own marks change too
+        told = answer.dataset.pictures;
         for (const [name, url] of Object.entries(JSON.parse(answer.dataset.pictures))) {
             known.set(name, {url, time: Date.now()});
             for (const item of document.querySelectorAll("li[data-picture]")) {
@@ -86,6 +95,6 @@
         const place = find("#ziplora_pictures");
         if (!place) return;
         clearInterval(waiting);
-        new MutationObserver(take).observe(place, {childList: true, subtree: true});
+        new MutationObserver(take).observe(place, {attributes: true, childList: true, subtree: true});
     }, 100);
 })();
