@@ -1,4 +1,4 @@
-"""What ``job.py`` needs from the world around it, and which world this is.
+"""What a merge needs from the world around it, and which world this is.
 
 Adapters implement ``Host``: ``a1111``, ``forge`` (Neo too), ``reforge`` (Classic too) and ``standalone`` (diffusers).
 SD.Next is recognised and refused in words. Detection is by feature, never by version.

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ..denoiser import Conditioning, TextDeltas
-from . import CheckpointInfo, Pen, Sampler
+from . import Pen, Sampler
 from ._a1111 import guard, loras, model, text
 from ._webui import drawing
 from ._webui.encoding import encode_images
@@ -65,15 +65,6 @@ class A1111Host(WebuiHost):
     """The running WebUI as ``Host``."""
 
     name = "a1111"
-
-    def checkpoint(self) -> CheckpointInfo:
-        """The chosen checkpoint; its sha256 as the WebUI knows it (``""`` under --no-hashing)."""
-        entry = self.chosen()
-        return (
-            CheckpointInfo("", "")
-            if entry is None
-            else CheckpointInfo(entry.name_for_extra, entry.sha256 or "")
-        )
 
     def check(self) -> None:
         """Raise HostError when the WebUI's flags, device or checkpoint can't be used.

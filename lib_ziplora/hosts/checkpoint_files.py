@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import HostError, LoraFileError
+from ..file_cache import cached_by_stat
 from ..lora.formats.keys import canonical_text_name, canonical_unet_name
 from ..lora.formats.speedups import distilled_model
 from ..lora.io.container import RawHeader, header_of
@@ -187,6 +188,7 @@ def _judge(path: Path, *, text_encoders: tuple[bool, bool], size_conditioning: b
         )
 
 
+@cached_by_stat(8)
 def _header(path: Path) -> RawHeader:
     if path.suffix.lower() != ".safetensors":
         raise HostError(

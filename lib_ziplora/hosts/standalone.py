@@ -22,6 +22,7 @@ from ..names import validate_name
 from . import CheckpointInfo, InstalledLora, Pen, Progress, Sampler, Session, checkpoint_files
 from ._diffusers import draw, folders, model, text
 from ._diffusers.folders import SUFFIX as SUFFIX
+from .frozen import frozen
 from .offload import parked
 from .text_deltas import applied, weight_of
 
@@ -114,7 +115,6 @@ class StandaloneHost:
         self._finish = threading.Event()
         self._pipeline: Any = None
         self._info: CheckpointInfo | None = None
-        self._shapes: Mapping[str, tuple[int, ...]] | None = None
 
     def loras(self) -> Sequence[InstalledLora]:
         """The ``.safetensors`` files below the LoRA folders; of one name several: ``sub/name``."""
@@ -213,11 +213,9 @@ class StandaloneHost:
     def layer_shapes(self) -> Mapping[str, tuple[int, ...]]:
         """See ``KnowsLayers``; from the headers of the checkpoint's files."""
         try:
-            if self._shapes is None and self._checkpoint is not None:
-                self._shapes = checkpoint_files.layer_shapes(self._checkpoint)
+            return checkpoint_files.layer_shapes(self._checkpoint) if self._checkpoint else {}
         except HostError:
-            pass
-        return self._shapes or {}
+            return {}
 
     def distilled(self) -> str:
         """See ``KnowsLayers``; by the checkpoint's names, metadata and scheduler."""
@@ -316,23 +314,6 @@ class StandaloneHost:
 
 def _parts(pipeline: Any) -> list[nn.Module]:
     return [pipeline.unet, pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2]
-
-
-@contextmanager
-def frozen(parts: Sequence[nn.Module]) -> Iterator[None]:
-    """No parameter requires gradients and every module is in evaluation mode; then as before."""
-    parameters = [(p, p.requires_grad) for part in parts for p in part.parameters()]
-    modules = [(m, m.training) for part in parts for m in part.modules()]
-    try:
-        for part in parts:
-            part.requires_grad_(False)
-            part.eval()
-        yield
-    finally:
-        for parameter, flag in parameters:
-            parameter.requires_grad_(flag)
-        for module, flag in modules:
-            module.training = flag
 
 
 def _path_from(name: str) -> Path:

@@ -82,7 +82,7 @@ def test_only_names_are_resolved(listing: A1111Host, folder: Path) -> None:
 
 def test_output_goes_into_the_lora_folder(listing: A1111Host, folder: Path) -> None:
     assert listing.output_path("my merge 2") == folder / "my merge 2.safetensors"
-    assert listing.output_path("b") == folder / "b.safetensors"  # job.py asks about overwriting
+    assert listing.output_path("b") == folder / "b.safetensors"  # check_output asks about overwriting
 
 
 @pytest.mark.parametrize(

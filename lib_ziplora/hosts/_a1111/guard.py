@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._webui.guard import frozen, instance_forwards_aside
+from .._webui.guard import instance_forwards_aside
+from ..frozen import frozen
 from . import loras
 
 SDP = "sdp - scaled dot product"
@@ -41,7 +42,7 @@ def clean(model: Any) -> Iterator[None]:
         own_forward(unet),
         sgm_checkpointing_off(unet),
         loras_off(model),
-        frozen(model),
+        frozen([model]),
     )
     with ExitStack() as stack:
         for step in steps:

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from ...denoiser import Conditioning, PredictionType, TextDeltas
 from ...errors import HostError
-from .. import CheckpointInfo, Pen, Sampler
+from .. import Pen, Sampler
 from .._webui import drawing, loras
 from .._webui.encoding import encode_images, encode_prompts
-from .._webui.guard import frozen, instance_forwards_aside
+from .._webui.guard import instance_forwards_aside
 from .._webui.host import SDXL_SIZE, WebuiHost, resolution
 from .._webui.kind import LATENT_CHANNELS, NEED, check_base
+from ..frozen import frozen
 from ..text_deltas import applied, weight_of
 from .unet import ForgeDenoiser, any_inference, attributes, check_layers, normal_tensors, out_of_place
 
@@ -162,11 +163,6 @@ class ForgeFamilyHost(WebuiHost):
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
 
-    def checkpoint(self) -> CheckpointInfo:
-        """The chosen checkpoint; its sha256 as far as the WebUI knows it already."""
-        entry = self.backend.entry()
-        return CheckpointInfo(entry.name_for_extra, entry.sha256 or "") if entry else CheckpointInfo("", "")
-
     def chosen(self) -> Any | None:
         """See ``WebuiHost.chosen``."""
         return self.backend.entry()
@@ -211,7 +207,7 @@ class ForgeFamilyHost(WebuiHost):
             self._clean(model)
             ready = self._ready(patcher, unet)
             ready()
-            for step in (instance_forwards_aside(unet), out_of_place(unet), frozen(unet)):
+            for step in (instance_forwards_aside(unet), out_of_place(unet), frozen([unet])):
                 stack.enter_context(step)
             denoiser = ForgeDenoiser(
                 unet,

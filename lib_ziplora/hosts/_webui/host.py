@@ -10,7 +10,7 @@ from typing import Any
 
 from ...errors import HostError, ZipLoraError
 from ...lora.io.container import header_of
-from .. import ApiAccess, InstalledLora, Progress, Sampler, checkpoint_files
+from .. import ApiAccess, CheckpointInfo, InstalledLora, Progress, Sampler, checkpoint_files
 from . import api, drawing, loras
 
 SDXL_SIZE = 1024
@@ -46,6 +46,11 @@ class WebuiHost:
     def chosen(self) -> Any | None:
         """The WebUI's entry of the checkpoint that a merge would use; None without any."""
         raise NotImplementedError
+
+    def checkpoint(self) -> CheckpointInfo:
+        """The chosen checkpoint; its sha256 as the WebUI knows it (``""`` under --no-hashing, or not yet)."""
+        entry = self.chosen()
+        return CheckpointInfo(entry.name_for_extra, entry.sha256 or "") if entry else CheckpointInfo("", "")
 
     def picture_size(self) -> int | None:
         """See ``KnowsSize``; from the checkpoint's metadata."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from io import BufferedReader
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from ...errors import LoraFileError
 from ..formats.convert import Weights, convert
 from ..formats.families import family_of, needs_weight, rank_of
-from ..formats.keys import ParsedKeys
+from ..formats.keys import ParsedKeys, TensorName
 from ..formats.peft_config import AdapterConfigs
 from ..layer import Lora
 from ..lowrank import RankRule
@@ -72,11 +72,7 @@ def read_lora(
         if not text and name.startswith("lora_te") and (start or needs_weight(keys)):
             continue
         parts = {part: _tensor(content, raw, raw.tensors[key]) for part, key in keys.items()}
-        if not keys.keys() & {"alpha", "scale"} and all(tensor.numel() for tensor in parts.values()):
-            place = parsed.names[next(iter(keys.values()))]
-            scaling = configs.of(place).scaling(place.dotted, family_of(parts), rank_of(parts))
-            if scaling is not None:
-                parts["scale"] = torch.tensor(scaling, dtype=torch.float64)
+        parts |= _configured_scale(parts, parsed.names[next(iter(keys.values()))], configs)
         converted[name] = convert(file, name, parts, weights, rule or RankRule(), start)
     return Lora(
         name=file.stem,
@@ -92,6 +88,16 @@ def read_lora(
         ),
         extras={f"{name}.{part}": t for name, item in converted.items() for part, t in item.extras.items()},
     )
+
+
+def _configured_scale(
+    parts: Mapping[str, Tensor], name: TensorName, configs: AdapterConfigs
+) -> dict[str, Tensor]:
+    """The ``scale`` that PEFT's configuration gives a module whose own tensors give none; empty where neither does."""
+    if parts.keys() & {"alpha", "scale"} or not all(tensor.numel() for tensor in parts.values()):
+        return {}
+    scaling = configs.of(name).scaling(name.dotted, family_of(parts), rank_of(parts))
+    return {} if scaling is None else {"scale": torch.tensor(scaling, dtype=torch.float64)}
 
 
 def _read(
