@@ -92,6 +92,7 @@ def test_a_picture_of_compare_becomes_the_preview(
     tab: Tab, webui: Webui, shoot: Callable[[str], None]
 ) -> None:
     merge(tab, "compared")
+    tab.page.locator("#ziplora_comparison").get_by_text("Compare", exact=True).first.click()
     tab.text("compare_prompts").fill(PROMPT)
     tab.press("compare")
     done = tab.page.locator("#ziplora_compare_result [data-outcome=done]").first
