@@ -9,7 +9,7 @@ KNOWN_SUBJECTS = tuple(
         words(
             """
         alarm alien ambulance atom axe baby backpack bag balloon banana bandage bank bar-chart barcode baseball basket
-        basketball bathtub battery beach bed beer bell binoculars bird bluetooth boat bolt bomb bone book bookmark
+        basketball bathtub battery beach bed beer bell binoculars bird bluetooth bolt bomb bone book bookmark
         bottle bread briefcase broom brush bug building burger bus calculator calendar camera campfire candle
         candy car carrot cart castle cat chair chat cheese cherries chess-knight church city clipboard clock cloud
         cocktail coffee coins compass cookie cpu credit-card cube cup cursor database diamond dice dna dog donut door
@@ -17,15 +17,15 @@ KNOWN_SUBJECTS = tuple(
         fingerprint fire-extinguisher fish flag flame flashlight flask floppy flower fog folder football fridge gamepad
         gauge gavel gift glasses globe graduation-cap grapes hand handbag handshake hanger headphones heart helicopter
         hexagon home hospital hotel hourglass ice-cream image inbox infinity joystick key keyboard ladder lamp laptop
-        lemon lightbulb link lipstick lock luggage lungs magic-wand magnet mail mailbox map medal megaphone microscope
-        microwave mirror money monitor moon mosque mountain mouse museum music newspaper owl package paint-roller
+        lemon lightbulb link lipstick lock luggage lungs magic-wand magnet mail mailbox map map-pin medal megaphone
+        microscope microwave mirror money monitor moon mosque mountain mouse music newspaper owl package paint-roller
         palette paper-plane paperclip passport paw phone pie-chart pig piggy-bank pin pizza plane planet plug popcorn
         power presentation printer projector puzzle qr-code radar rainbow receipt recycle ribbon ring robot rose router
         ruler satellite scooter screwdriver scroll sd-card search server settings shield ship shovel shower shrimp
         signature signpost sim-card siren smartphone sofa speaker spoon stairs stamp star stethoscope stopwatch store
-        strawberry sun sunglasses sunrise sunset sword syringe t-shirt tablet tag target telescope tennis tent test-tube
-        thermometer thumbs-up ticket timer tooth tornado traffic-cone traffic-light trash treasure-chest tree triangle
-        truck tv unlock usb user video virus volcano volleyball wallet warehouse washing-machine watch watermelon webcam
+        strawberry sun sunglasses sunrise sword syringe t-shirt tablet tag target telescope tennis tent test-tube
+        thermometer thumbs-up ticket tooth tornado traffic-cone traffic-light trash treasure-chest tree triangle
+        truck unlock usb user video virus volcano volleyball wallet warehouse washing-machine watch watermelon webcam
         wheelchair wifi wine wrench yin-yang
         """
         )

@@ -94,7 +94,9 @@ class Set:
 
 def vocabulary(drawings: Drawings) -> list[str]:
     """Prompts that contain every word that is learnt, the LoRAs' tokens among them."""
-    words = " ".join([*COLOURS, "gradient on", *ARTISTS.values(), *map(style_words, drawings.styles)])
+    words = " ".join(
+        [*COLOURS, "gradient on tile badge black", *ARTISTS.values(), *map(style_words, drawings.styles)]
+    )
     return [caption(name, STYLE_TOKEN) for name in (*drawings.subjects, SUBJECT_TOKEN)] + words.split()
 
 

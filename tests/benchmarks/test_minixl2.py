@@ -83,22 +83,26 @@ def test_the_longest_caption_fits_the_training_length() -> None:
 
 
 def test_a_colour_variant_maps_ink_and_paper_to_the_colours_that_its_words_name() -> None:
-    pixels = np.full((4, 4, 3), 255, np.uint8)
-    pixels[:, :2] = 0
+    pixels = np.full((32, 32, 3), 255, np.uint8)
+    pixels[:, :16] = 0
     seen = set()
-    for seed in range(60):
+    for seed in range(120):
         made, words = variant(pixels, seed)
-        top, bottom, paper = (tuple(made[spot].tolist()) for spot in ((0, 0), (3, 0), (0, 3)))
+        top, bottom, paper = (tuple(made[spot].tolist()) for spot in ((0, 0), (31, 0), (0, 31)))
         named = [choice.COLOURS.get(word) for word in words.split()]
-        if words.endswith("gradient"):
+        if words.endswith(("tile", "badge")):
+            inside = [tuple(made[16, column].tolist()) for column in (10, 22)]
+            assert inside == [named[0] or (0, 0, 0), named[2]]
+            assert (top, bottom, paper) == ((255, 255, 255),) * 3
+        elif words.endswith("gradient"):
             assert (top, bottom, paper) == (named[0], named[1], (255, 255, 255))
         elif " on " in words:
             assert top == bottom == (named[0] or (0, 0, 0))
             assert paper == named[-1]
         else:
             assert (top, bottom, paper) == (named[0], named[0], (255, 255, 255))
-        seen.add("gradient" if words.endswith("gradient") else " on " in words)
-    assert seen == {"gradient", True, False}
+        seen.add(words.split()[-1] if words.endswith(("gradient", "tile", "badge")) else " on " in words)
+    assert seen == {"gradient", "tile", "badge", True, False}
     assert is_ink(pixels)
     assert not is_ink(np.array([[[255, 0, 0], [255, 255, 255]]], np.uint8))
 
