@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from .config import LoraInput, MergeRequest, MergeSettings
 from .errors import Interrupted
-from .hosts import Host, Progress
+from .hosts import Host, Progress, SharesInterrupt
 from .ziplora.likelihood import TIMES
 
 SEARCH_PICTURES, SEARCH_STEPS = 2, 4
@@ -131,6 +131,9 @@ class Meter:
         self.history: list[Mapping[str, float]] = []
         """The figures of every update."""
         self._timed_from: tuple[float, int] | None = None
+        self.keeps_work = False
+        """From now on an Interrupt that came from elsewhere ends the learning and no more: there is a result."""
+        self.ended_from_elsewhere = False
 
     def enter(self, stage: str, text: str) -> None:
         """A new stage begins.
@@ -165,12 +168,17 @@ class Meter:
 
     def stop_if_interrupted(self) -> None:
         """Raise Interrupted when the user asked for it."""
-        if self._host.interrupted():
+        host = self._host
+        if not host.interrupted():
+            return
+        if self.keeps_work and isinstance(host, SharesInterrupt) and host.take_interrupt():
+            self.ended_from_elsewhere = True
+        else:
             raise Interrupted(self._interrupted)
 
     def finish_requested(self) -> bool:
-        """The user wants the file as it is now."""
-        return self._host.finish_requested()
+        """The user wants the file as it is now, or an Interrupt meant for something else has ended the learning."""
+        return self.ended_from_elsewhere or self._host.finish_requested()
 
     def _seconds_left(self) -> float | None:
         if self._stage in ("reading", "encoding"):

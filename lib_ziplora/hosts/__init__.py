@@ -260,6 +260,15 @@ class KnowsLayers(Protocol):
 
 
 @runtime_checkable
+class SharesInterrupt(Protocol):
+    """A host whose Interrupt, pressed for something else, stops our work too."""
+
+    def take_interrupt(self) -> bool:
+        """Whether there was an Interrupt that ``Host.interrupt`` did not send; it is forgotten."""
+        ...
+
+
+@runtime_checkable
 class TellsFacts(Protocol):
     """A host that can say what a bug report should tell of it."""
 

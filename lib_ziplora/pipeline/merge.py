@@ -21,6 +21,12 @@ from .write import Result, TextLayers, text_layers, write
 OnEvent = Callable[[Progress], None]
 
 
+ENDED = (
+    "An Interrupt that was pressed elsewhere in the UI reached this merge after update {} of {}; "
+    "what was learnt by then was written."
+)
+
+
 def run(
     merge: PreparedMerge | MergeRequest | ReexportRequest,
     host: Host,
@@ -73,8 +79,10 @@ def _learnt(inputs: Inputs, text: TextLayers, host: Host, meter: Meter) -> Resul
         settings = _sized(request.settings, session.native_size)
         inputs = dataclasses.replace(inputs, request=dataclasses.replace(request, settings=settings))
         learnt, coefficients = learn(session, inputs.concepts(), request.loras, deltas, settings, meter)
-    warnings, history = tuple(learnt.warnings()), tuple(meter.history)
-    return Result(inputs, text, coefficients, host.checkpoint(), learnt, warnings, history)
+    warnings, history = learnt.warnings(), tuple(meter.history)
+    if meter.ended_from_elsewhere:
+        warnings.append(ENDED.format(learnt.steps, settings.steps))
+    return Result(inputs, text, coefficients, host.checkpoint(), learnt, tuple(warnings), history)
 
 
 def _sized(settings: MergeSettings, native: int) -> MergeSettings:

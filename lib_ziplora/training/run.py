@@ -119,6 +119,7 @@ def _on_update(
             "similarity": update.similarity,
             "travel": update.mean_change,
         }
+        meter.keeps_work = True
         meter.advance(units, f"Update {update.index + 1} of {settings.steps}", metrics)
         return not meter.finish_requested()
 

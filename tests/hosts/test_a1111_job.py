@@ -115,13 +115,19 @@ def test_an_interrupt_leaves_no_trace(host: A1111Host, moment: str) -> None:
     assert all(np.array_equal(a, b) for a, b in zip(before_pictures, after_pictures, strict=True))
 
 
-def test_finish_now_writes_what_there_is(host: A1111Host) -> None:
+@pytest.mark.parametrize("pressed", ["finish", "interrupt of another picture"])
+def test_finish_now_and_an_interrupt_from_elsewhere_write_what_there_is(
+    host: A1111Host, pressed: str
+) -> None:
+    press = host.finish_now if pressed == "finish" else webui.module("modules.shared").state.interrupt
+
     def on_event(progress: Progress) -> None:
         if progress.stage == "optimising" and progress.metrics:
-            host.finish_now()
+            press()
 
     with host.exclusive():
-        report = run(request("finished early", steps=40), host, on_event)
+        report = run(request(f"finished early by {pressed}", steps=40), host, on_event)
+    assert ("pressed elsewhere" in " ".join(report.warnings)) == (pressed != "finish")
     assert report.learnt.stopped_early and 1 <= report.learnt.steps < 40 and Path(report.output).is_file()
 
 

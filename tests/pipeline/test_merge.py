@@ -213,6 +213,33 @@ def test_finish_now_writes_what_there_is(host):
     assert report.learnt.steps == 1 and report.learnt.stopped_early and "dog_ink.safetensors" in files(host)
 
 
+def interrupt_from_elsewhere(host, at):
+    """An Interrupt at that forward which the tab did not send, in a UI that shares one with every job."""
+
+    def interrupt(count):
+        host.stop = host.stop or count == at
+
+    def take_interrupt():
+        host.stop = False
+        return True
+
+    host.before_forward, host.take_interrupt = interrupt, take_interrupt
+
+
+def test_an_interrupt_from_elsewhere_ends_the_learning_and_what_was_learnt_is_written(host):
+    interrupt_from_elsewhere(host, 34)  # among the updates
+    report = run(request(), host)
+    done, asked = report.learnt.steps, request().settings.steps
+    assert 0 < done < asked and report.learnt.stopped_early and "dog_ink.safetensors" in files(host)
+    assert any(f"after update {done} of {asked}" in warning for warning in report.warnings)
+
+
+def test_an_interrupt_from_elsewhere_before_anything_is_learnt_stops_the_merge(host):
+    interrupt_from_elsewhere(host, 7)
+    with pytest.raises(Interrupted, match="nothing was written"):
+        run(request(), host)
+
+
 @pytest.mark.parametrize(
     ("failure", "expected"),
     [

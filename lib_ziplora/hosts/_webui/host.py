@@ -43,6 +43,8 @@ def _metadata_of(filename: str) -> Mapping[str, Any]:
 class WebuiHost:
     """LoRA list, queue, progress and settings of a WebUI. LoRAs are named, never given by a path."""
 
+    _own_interrupt = False
+
     def chosen(self) -> Any | None:
         """The WebUI's entry of the checkpoint that a merge would use; None without any."""
         raise NotImplementedError
@@ -90,6 +92,7 @@ class WebuiHost:
         from modules import call_queue, shared
 
         with call_queue.queue_lock:
+            self._own_interrupt = False
             shared.state.begin(job="ziplora")
             try:
                 yield
@@ -122,7 +125,17 @@ class WebuiHost:
         """Ask the running job to stop."""
         from modules import shared
 
+        self._own_interrupt = True
         shared.state.interrupt()
+
+    def take_interrupt(self) -> bool:
+        """See ``SharesInterrupt``; any tab's Interrupt, and the API's, stops whatever runs."""
+        from modules import shared
+
+        if self._own_interrupt or not self.interrupted():
+            return False
+        shared.state.interrupted = shared.state.stopping_generation = False
+        return True
 
     def finish_now(self) -> None:
         """Ask the running job to stop optimising and to write."""
