@@ -141,7 +141,10 @@ prompts and weights belong to the subjects and styles in their order; without a 
 LoRA's own metadata is asked. without --combined-prompt each pair gets one of its own, made of
 its two prompts.
 
-exit codes: 0 done; 1 some pairs could not be merged; 2 wrong command; 130 interrupted.
+on several machines: the same command with --shard 1/4, 2/4, 3/4 and 4/4, then once with
+--collect --sheet FILE.png (docs/matrix.md has SLURM and Ray).
+
+exit codes: 0 done; 1 some pairs could not be merged, or are not there to collect; 2 wrong command; 130 interrupted.
 """
 
 CHECK_DESCRIPTION = """\

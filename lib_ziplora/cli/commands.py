@@ -74,7 +74,8 @@ def matrix(args: argparse.Namespace) -> int:
         _write_json(args.figures, [cell.to_json() for cell in cells], "The report", args.request.overwrite)
     if job.state == "interrupted":
         raise Interrupted(job.error)
-    return FAILED if any(cell.state in ("refused", "failed") for cell in cells) else OK
+    bad = ("refused", "failed", "left") if args.request.collect else ("refused", "failed")
+    return FAILED if any(cell.state in bad for cell in cells) else OK
 
 
 def compare(args: argparse.Namespace) -> int:

@@ -31,6 +31,8 @@ LARGEST = 400
 """Pairs that one matrix may have."""
 UNEXPECTED = "It failed unexpectedly ({kind}); the console has the details."
 STOPPED = "It was not begun: the matrix was stopped before."
+EXISTS = "Its file exists already and is kept."
+MISSING_MERGE = "It is not merged yet."
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,17 @@ class MatrixRequest:
     report: bool = report_option()
     card: bool = card_option()
     sheet: bool = option(False, "Sheet", "Draw a sheet with a picture of every merge", flag="-")
+    shard: str = option(
+        "", "Shard", "I/N merges only every Nth pair, from the Ith on: one share of N for as many machines"
+    )
+    collect: bool = option(False, "Collect", "Merge nothing: tell which merges exist, for a sheet of them")
 
     def __post_init__(self) -> None:
+        _share(self.shard)
+        if self.shard and (self.collect or self.sheet):
+            raise ConfigError(
+                "A shard makes only its own merges, and no sheet. When all shards have ended, collect draws it."
+            )
         for role, loras, sign in (("subject", self.subjects, SUBJECT), ("style", self.styles, STYLE)):
             if not loras:
                 raise ConfigError(f"No {role} is chosen. Choose at least one.")
@@ -72,7 +83,11 @@ class MatrixRequest:
             raise ConfigError(f"These are more than {LARGEST} merges. Choose fewer subjects or styles.")
 
     def pairs(self) -> list[MergeRequest]:
-        """A merge for every pair, all styles of the first subject first."""
+        """A merge for every pair of the shard, all styles of the first subject first."""
+        return self.all_pairs()[_share(self.shard)]
+
+    def all_pairs(self) -> list[MergeRequest]:
+        """The pairs of every shard."""
         return [
             dataclasses.replace(
                 MergeRequest.pair(subject, style, self._name(subject, style), self.overwrite, self.settings),
@@ -87,6 +102,15 @@ class MatrixRequest:
         cleaned = {sign: re.sub(r"[^\w .()+-]+", "_", part) for sign, part in parts.items()}
         signs = re.compile("|".join(map(re.escape, parts)))
         return signs.sub(lambda found: cleaned[found.group()], self.names.strip())
+
+
+def _share(shard: str) -> slice:
+    """The pairs of a shard ``I/N``; all without one."""
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", shard.strip() or "1/1")
+    first, step = map(int, found.groups()) if found else (0, 0)
+    if not 1 <= first <= step:
+        raise ConfigError(f"shard must be I/N with I from 1 to N, such as 1/4, not {shard!r}.")
+    return slice(first - 1, None, step)
 
 
 @dataclass(frozen=True)
@@ -147,21 +171,25 @@ def prepare_matrix(matrix: MatrixRequest, host: Host) -> PreparedMatrix:
     Raises:
         ConfigError: two pairs have one name.
     """
-    pairs = matrix.pairs()
-    _require_different_names(pairs)
-    return PreparedMatrix(matrix, tuple(_prepared(request, host) for request in pairs))
+    _require_different_names(matrix.all_pairs())
+    look = _collected if matrix.collect else _prepared
+    return PreparedMatrix(matrix, tuple(look(request, host) for request in matrix.pairs()))
 
 
 def require_ready(prepared: PreparedMatrix) -> None:
-    """Refuse a matrix of which no pair can be merged.
+    """Refuse a matrix of which no pair can be merged, or collected; a shard may have nothing left to do.
 
     Raises:
         ZipLoraError: what keeps the first pair from being merged.
     """
-    cells = prepared.cells
-    if any(cell.state == "ready" for cell in cells):
+    cells, wanted = prepared.cells, "exists" if prepared.request.collect else "ready"
+    if any(cell.state == wanted for cell in cells):
         return
+    if prepared.request.collect:
+        raise OutputError(f"None of the {len(cells)} merges exists yet.")
     if all(cell.state == "exists" for cell in cells):
+        if prepared.request.shard:
+            return
         which = "The merge exists" if len(cells) == 1 else f"All {len(cells)} merges exist"
         raise OutputError(f"{which} already. Choose other names, or allow them to be replaced.")
     refused = next(cell for cell in cells if cell.state == "refused")
@@ -221,10 +249,15 @@ def _require_different_names(pairs: Sequence[MergeRequest]) -> None:
 def _prepared(request: MergeRequest, host: Host) -> Cell:
     try:
         if not request.overwrite and host.output_path(request.output).exists():
-            return Cell(request, "exists", "Its file exists already and is kept.")
+            return Cell(request, "exists", EXISTS)
         return Cell(request, prepared=prepare(request, host))
     except ZipLoraError as error:
         return Cell(request, "refused", str(error))
+
+
+def _collected(request: MergeRequest, host: Host) -> Cell:
+    there = host.output_path(request.output).exists()
+    return Cell(request, *(("exists", EXISTS) if there else ("left", MISSING_MERGE)))
 
 
 def _left(cell: Cell) -> Cell:
@@ -241,6 +274,8 @@ def _merged(
     """A pair that was merged, or why it was not; never raises."""
     started = time.monotonic()
     state: State
+    if cell.prepared and cell.prepared.output.exists() and not cell.request.overwrite:
+        return dataclasses.replace(cell, state="exists", sentence=EXISTS)  # made meanwhile by another process
     try:
         report = run(cell.prepared or cell.request, host, on_event, part)
         report = finish(cell.request, report) if finish else report

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from subprocess import PIPE, Popen
 
 import pytest
 
@@ -86,6 +89,28 @@ def test_matrix_merges_what_it_can(tmp_path: Path, capsys: pytest.CaptureFixture
     assert f"{report} exists already" in capsys.readouterr().err and report.read_bytes() == before
     assert cli.main(asked[:-2]) == 1
     assert "no pair left" in capsys.readouterr().err
+
+
+def test_two_processes_share_a_matrix_and_a_third_collects_it(tmp_path: Path) -> None:
+    for file in minixl.LORAS.glob("*.safetensors"):
+        shutil.copy(file, tmp_path)
+    stems = {role: sorted(f.stem for f in tmp_path.glob(f"minixl_{role}_*")) for role in ("subject", "style")}
+    asked = [sys.executable, "-m", "lib_ziplora", "matrix", "--lora-dir", str(tmp_path), *DIRECT]
+    asked += [word for role, names in stems.items() for name in names for word in (f"--{role}", name)]
+    shards = [Popen([*asked, "--shard", f"{number}/2"], stdout=PIPE, text=True) for number in (1, 2)]
+    printed = [process.communicate(timeout=300)[0] for process in shards]
+    assert [process.returncode for process in shards] == [0, 0]
+    pairs = [f"{subject}_{style}" for subject in stems["subject"] for style in stems["style"]]
+    for number, told in enumerate(printed):
+        assert [line.split(":")[0] for line in told.splitlines()] == pairs[number::2]
+        assert told.count(": done, ") == len(pairs[number::2])
+    first = tmp_path / f"{pairs[0]}.safetensors"
+    before = first.stat().st_mtime_ns
+    collected = subprocess.run([*asked, "--collect"], capture_output=True, text=True, timeout=300)
+    assert (collected.returncode, collected.stdout.count(": exists, ")) == (0, len(pairs))
+    assert cli.main([*asked[3:], "--shard", "1/2"]) == 0 and first.stat().st_mtime_ns == before
+    first.unlink()
+    assert cli.main([*asked[3:], "--collect"]) == 1
 
 
 def test_a_matrix_that_makes_no_sense_is_a_wrong_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -237,3 +237,37 @@ def test_a_sheet_of_nothing_is_refused(host):
         draw_sheet([], host)
     with pytest.raises(HostError, match="does not draw"):
         draw_sheet(run_matrix(matrix(), host), pico_host(host.folder))
+
+
+def test_shards_share_the_pairs_and_collect_draws_what_is_there(host):
+    whole = [pair.output for pair in matrix().pairs()]
+    first, second = ([pair.output for pair in matrix(shard=shard).pairs()] for shard in ("1/2", "2/2"))
+    assert (first, second) == ([whole[0], whole[2]], [whole[1], whole[3]])
+    with pytest.raises(OutputError, match="None of the 4"):
+        require_ready(prepare_matrix(matrix(collect=True), host))
+    assert states(run_matrix(matrix(shard="1/2"), host)) == dict.fromkeys(first, "done")
+    collected = run_matrix(matrix(collect=True), host)
+    assert states(collected) == {**dict.fromkeys(first, "exists"), **dict.fromkeys(second, "left")}
+    assert draw_sheet(collected, host).pictures == 2
+    for shard in ("1/2", "5/5"):  # all made, and more shards than pairs
+        require_ready(prepare_matrix(matrix(shard=shard), host))
+
+
+def test_a_pair_that_another_process_has_made_meanwhile_is_not_made_again(host):
+    prepared = prepare_matrix(matrix(("dog",), ("ink",)), host)
+    file = host.folder / "dog_ink.safetensors"
+    file.write_bytes(b"another's")
+    assert states(run_matrix(prepared, host)) == {"dog_ink": "exists"}
+    assert file.read_bytes() == b"another's"
+
+
+@pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b", "-1/2", "1/0", "1/2/3"])
+def test_no_shard(shard):
+    with pytest.raises(ConfigError, match="I/N"):
+        matrix(shard=shard)
+
+
+@pytest.mark.parametrize("more", [{"sheet": True}, {"collect": True}], ids=str)
+def test_a_shard_draws_and_collects_nothing(more):
+    with pytest.raises(ConfigError, match="collect draws it"):
+        matrix(shard="1/2", **more)
