@@ -326,7 +326,8 @@ def output_option() -> Any:
     return option(
         MISSING,
         "Output name",
-        "Name of the merged LoRA; on the command line OUT.safetensors, or a name for the first --lora-dir",
+        "Name of the merged LoRA, which may begin with a subfolder (merges/name); on the command line "
+        "OUT.safetensors, or a name for the first --lora-dir",
         flag="-o --output",
     )
 

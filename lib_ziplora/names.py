@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from pathlib import PurePath
 
 from .errors import OutputError
 
@@ -21,6 +22,7 @@ _TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 TAG = re.compile(r"<\w+:[^<>]+>")
 """An extra network in a prompt, as the WebUI finds it."""
 _EXTENSIONS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+_SLASHES = re.compile(r"[/\\]")
 
 
 def untagged(prompt: str) -> str:
@@ -41,6 +43,33 @@ def validate_name(name: str) -> str:
     if reason:
         raise OutputError(f"{name!r} can't be the name of a LoRA: {reason}.")
     return name
+
+
+def validate_output(output: str) -> PurePath:
+    """An output name, which may stand in subfolders of the LoRA folder (``merges/name``), as a path without ending.
+
+    Raises:
+        OutputError: a name or a folder that can't be used; what is wrong with it and what to do.
+    """
+    *folders, name = _SLASHES.split(output)
+    validate_name(name)
+    for folder in folders:
+        reason = (
+            _objection(folder) if folder else "it is empty. Begin with the first folder below the LoRA folder"
+        )
+        if reason:
+            raise OutputError(f"{folder!r} can't be a folder of the output {output!r}: {reason}.")
+    return PurePath(*folders, name)
+
+
+def lora_name(output: str) -> str:
+    """What a prompt calls the LoRA of an output name: its last part."""
+    return _SLASHES.split(output)[-1]
+
+
+def folder_of(output: str) -> str:
+    """The folders of an output name with a slash at their end, or ""."""
+    return output[: len(output) - len(lora_name(output))]
 
 
 def _objection(name: str) -> str:

@@ -30,7 +30,7 @@ def on_ui_settings() -> None:
 
 def on_ui_tabs() -> list[tuple[object, str, str]]:
     try:
-        page = tab.build(service(), defaults.chosen(shared.opts))
+        page = tab.build(service(), defaults.chosen(shared.opts), defaults.merges_folder(shared.opts))
     except HostError as error:
         page = tab.refusal(str(error))
     return [(page, "ZipLoRA", "ziplora")]

@@ -15,11 +15,11 @@ from ..config import MergeRequest, MergeSettings
 from ..errors import ConfigError, OutputError, ZipLoraError
 from ..hosts import Draws, Sampler, ServesApi
 from ..jobs.queue import REMEMBERED, Job
-from ..jobs.requests import Request, output_names
+from ..jobs.requests import Request, outputs
 from ..jobs.service import Service
 from ..library import overview
 from ..library.catalog import catalog
-from ..names import readable, validate_name
+from ..names import readable, validate_output
 from ..options import from_json
 from ..origins import AllowedOrigins
 from ..pictures.comparison import CompareRequest
@@ -153,9 +153,9 @@ class _Endpoints:
 
     def _require_usable(self, request: Request) -> None:
         """Names alone are taken, of LoRAs that are installed and for files that can be written."""
-        for output in output_names(request):
+        for output in outputs(request):
             try:
-                validate_name(output)
+                validate_output(output)
             except OutputError as error:
                 raise ConfigError(str(error)) from error
         named = [lora.lora for lora in views.loras_of(request)]

@@ -15,7 +15,7 @@ from ..config import LoraInput
 from ..errors import OutputError
 from ..hosts import Host
 from ..jobs.queue import Job
-from ..jobs.requests import Pictures, Request, output_names
+from ..jobs.requests import Pictures, Request, outputs
 from ..library.catalog import CatalogEntry
 from ..options import TYPE_NAMES, described
 from ..pictures.comparison import CompareRequest
@@ -151,7 +151,7 @@ def wording(host: Host, request: Request | None = None) -> Wording:
     @cache
     def folders() -> set[Path]:
         found = {lora.path.parent for lora in host.loras()}
-        for output in output_names(request)[:1] if request else ():
+        for output in outputs(request)[:1] if request else ():
             with contextlib.suppress(OutputError):
                 found.add(host.output_path(output).parent)
         return found

@@ -279,6 +279,12 @@ def _add_serve(one: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="where Compare saves what it draws (default: ziplora-pictures in the first --lora-dir)",
     )
+    one.add_argument(
+        "--merges-folder",
+        default="",
+        metavar="NAME",
+        help="subfolder of the first --lora-dir that suggested names begin with",
+    )
     one.add_argument("--open", action="store_true", help="open the page in the default browser")
 
 

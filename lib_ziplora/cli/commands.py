@@ -17,6 +17,7 @@ from ..jobs.service import Service
 from ..library import overview
 from ..library.card import card_path
 from ..lora.io.atomic import atomic_text, atomic_write, probe
+from ..names import validate_output
 from ..pictures.compare import save_sheet
 from ..pictures.comparison import Comparison
 from ..pictures.matrix_sheet import Sheet
@@ -181,6 +182,8 @@ def serve(args: argparse.Namespace) -> int:
     """``serve``: the tab as a page of its own."""
     folder = args.pictures or (args.lora_dir[0] / PICTURES if args.lora_dir else None)
     host = _host(args, strict=True, pictures=folder)
+    if args.merges_folder:
+        validate_output(f"{args.merges_folder}/name")
     if args.checkpoint:
         host.check()
     try:
@@ -205,6 +208,7 @@ def serve(args: argparse.Namespace) -> int:
             names=args.allow_host,
             open_browser=args.open,
             on_ready=ready,
+            merges_folder=args.merges_folder,
             extend=(lambda app: api.add_routes(app, service)) if args.api else None,
         )
     except (OSError, OverflowError) as error:

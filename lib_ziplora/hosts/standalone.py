@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..denoiser import Conditioning, Denoiser, TextDeltas
 from ..errors import HostError, LoraFileError, OutputError
-from ..names import validate_name
+from ..names import validate_output
 from . import CheckpointInfo, InstalledLora, Pen, Progress, Sampler, Session, checkpoint_files
 from ._diffusers import draw, folders, model, text
 from ._diffusers.folders import SUFFIX as SUFFIX
@@ -146,22 +146,22 @@ class StandaloneHost:
         raise LoraFileError(f"There is no LoRA named {lora}. {advice}")
 
     def output_path(self, name: str) -> Path:
-        """A name goes into the first LoRA folder; a path (unless strict) is taken as it is.
+        """A name goes below the first LoRA folder; a path (unless strict) is taken as it is.
 
         Raises:
             OutputError: a name that can't be used or that another folder's LoRA has, a folder
                 that doesn't exist.
         """
-        is_path = any(mark in name for mark in "/\\") or name.endswith(SUFFIX)
+        is_path = name.endswith(SUFFIX) or name.startswith(".") or Path(name).is_absolute()
         if is_path and not self._strict:
             return _path_from(name)
-        validate_name(name)
+        path = validate_output(name)
         if not self._lora_dirs:
             raise OutputError(
                 f"There is no LoRA folder to put {name} into; give a path that ends in {SUFFIX}."
             )
-        target = self._lora_dirs[0] / f"{name}{SUFFIX}"
-        same = [entry.path for entry in self.loras() if entry.path.stem.casefold() == name.casefold()]
+        target = self._lora_dirs[0] / f"{path}{SUFFIX}"
+        same = [entry.path for entry in self.loras() if entry.path.stem.casefold() == path.name.casefold()]
         if same and target not in same:
             raise OutputError(f"The name {name} means another LoRA, {same[0]}; choose another name.")
         return target

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import MergeRequest
+from ..names import lora_name
 from ..pictures.compare import PreparedComparison
 from ..pictures.comparison import CompareRequest, Comparison
 from ..pictures.matrix_sheet import Sheet
@@ -54,11 +55,16 @@ class Result:
     drawn: Comparison | Sheet | None = None
 
 
-def output_names(request: Request) -> tuple[str, ...]:
-    """The names of the LoRAs that a request will write."""
+def outputs(request: Request) -> tuple[str, ...]:
+    """The output names of the LoRAs that a request will write."""
     if isinstance(request, MatrixRequest):
         return tuple(pair.output for pair in request.pairs())
     return () if isinstance(request, CompareRequest) else (request.output,)
+
+
+def output_names(request: Request) -> tuple[str, ...]:
+    """What the LoRAs that a request will write are called, whatever their folder."""
+    return tuple(map(lora_name, outputs(request)))
 
 
 def replaces(request: Request) -> bool:

@@ -94,7 +94,7 @@ def draw_sheet(
 
 
 def _draw(cell: Cell, host: Host, pen: Pen, seed: int, meter: Meter, steps: int) -> Drawn:
-    name = cell.request.output
+    name = cell.name
     saved = read_saved(saved_path(name, host))
     prompt = together(saved, prompts_of(saved, host))
     return draw_counted(pen, Picture(prompt, ((name, 1.0),), seed), meter, steps, name)

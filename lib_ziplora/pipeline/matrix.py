@@ -15,6 +15,8 @@ from typing import Any, Literal
 from ..config import LoraInput, MergeRequest, MergeSettings, card_option, report_option
 from ..errors import ConfigError, Interrupted, OutputError, ZipLoraError
 from ..hosts import Host, Progress
+from ..lora.io.write import EXTENSION
+from ..names import lora_name
 from ..options import option
 from ..progress import SubProgress, units_of
 from ..report.report import MergeReport
@@ -133,6 +135,12 @@ class Cell:
     report: MergeReport | None = None
     seconds: float = 0.0
     prepared: PreparedMerge | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def name(self) -> str:
+        """What the merge is called once it is there; its file, where it was given as one."""
+        output = self.request.output
+        return output if output.endswith(EXTENSION) else lora_name(output)
 
     @property
     def subject(self) -> str:

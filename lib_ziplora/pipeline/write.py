@@ -19,7 +19,7 @@ from ..lora.algebra import Vectors, merge_layers
 from ..lora.io.atomic import atomic_writes
 from ..lora.io.metadata import merged_metadata, tags_are_shortened
 from ..lora.io.sidecar import write_sidecar
-from ..lora.io.write import as_written, write_unnamed
+from ..lora.io.write import as_written, make_folder, write_unnamed
 from ..lora.layer import Approximation, LoraLayer
 from ..progress import Meter
 from ..report.files import reported
@@ -104,6 +104,7 @@ def write(result: Result, prepared: PreparedMerge, host: Host, meter: Meter, sta
     metadata = merged_metadata(
         report.name, as_written(layers), inputs.loras, {**recipe, "coefficients": note}
     )
+    make_folder(output)
     with atomic_writes((*parts, side, output), request.overwrite) as (*hidden_parts, hidden_side, hidden):
         for index, path in enumerate(parts):
             _write_part(result, index, path, hidden_parts[index], recipe)

@@ -69,10 +69,11 @@ def adjustable(controller: TabController, name: str | None, given: Values) -> Up
     facts += [f"{', '.join(fixed)} can't be adjusted here and stay as they are"] if fixed else []
     labels = [f"Strength of {lora} ({label})" for lora, label in zip(merge.loras, merge.labels, strict=True)]
     sliders = [gr.update(label=label, value=1.0, visible=True) for label in labels]
+    suggested = controller.folder + free_name(f"{merge.name}_adjusted", controller.loras.names())
     return {
         **hidden,
         **dict(zip(STRENGTH_VALUES, sliders, strict=False)),
-        **prefilled(given, "adjust_output", free_name(f"{merge.name}_adjusted", controller.loras.names())),
+        **prefilled(given, "adjust_output", suggested),
         "adjust_about": text.facts(" · ".join(facts)),
         "adjust_rank": settings.rank,
         "adjust_precision": settings.precision,

@@ -43,10 +43,12 @@ class TabController:
 
     Args:
         service: runs the jobs of every front end; the tab shows all of them.
+        folder: for merges: the subfolder of the LoRA folder that suggested names begin with.
     """
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, folder: str = "") -> None:
         self.service, self.host = service, service.host
+        self.folder = f"{folder}/" if folder else ""
         self.loras = LoraList(service.host)
 
     # Jobs
@@ -108,7 +110,8 @@ class TabController:
 
     def output_name(self, subject: str | None, style: str | None) -> str:
         """A free name for the merge of the two."""
-        return suggested_name(subject, style, self.loras.names())
+        name = suggested_name(subject, style, self.loras.names())
+        return name and self.folder + name
 
     def tag(self, name: str) -> str:
         """What to write into a prompt to use a LoRA: its tag and, as on its card, its activation text."""

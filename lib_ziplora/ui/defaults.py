@@ -14,13 +14,15 @@ from typing import Any
 import gradio as gr
 
 from ..config import setting_defaults, setting_fields, settings_from
-from ..errors import ConfigError
+from ..errors import ConfigError, OutputError
+from ..names import validate_output
 from .controls import control_of
 from .forms import RANDOM_SEED
 
 log = logging.getLogger(__name__)
 
 SECTION = ("ziplora", "ZipLoRA")
+FOLDER = "merges_folder"
 NOTE = "What the ZipLoRA tab begins with. Changes take effect after Reload UI."
 
 
@@ -41,10 +43,25 @@ def register(options: Any, option_info: Callable[..., Any]) -> None:
     note = option_info(NOTE, "", html, section=SECTION)
     note.do_not_save = True
     options.add_option(option_key("note"), note)
+    folder = option_info("", "Folder for merges", gr.Textbox, {}, section=SECTION)
+    options.add_option(
+        option_key(FOLDER), folder.info("A subfolder of the LoRA folder that suggested names begin with")
+    )
     for name, option in setting_fields().items():
         component, arguments = control_of(name, option)
         info = option_info(defaults[name], option.label, component, arguments, section=SECTION)
         options.add_option(option_key(name), info.info(option.help))
+
+
+def merges_folder(options: Any) -> str:
+    """The folder that suggested names begin with; "" for none, or one that can't be used."""
+    folder = str(getattr(options, option_key(FOLDER), "") or "").strip().strip("/\\")
+    try:
+        validate_output(f"{folder}/name" if folder else "name")
+    except OutputError as error:
+        log.warning("The folder for merges on the settings page is not used: %s", error)
+        return ""
+    return folder
 
 
 def chosen(options: Any) -> dict[str, Any]:

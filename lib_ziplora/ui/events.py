@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import gradio as gr
 
+from ..names import lora_name
 from . import adjust, compare
 from .controller import TabController
 from .controls import Controls, Updates, Values, prefilled
@@ -22,9 +22,9 @@ from .forms import (
     SLOTS,
     compare_request,
     follow_up_request,
-    free_name,
     matrix_request,
     merge_request,
+    next_name,
 )
 
 FOLLOWED = "(_job, ...values) => [ziplora.followed(), ...values]"
@@ -133,8 +133,14 @@ def _outcome(controller: TabController, given: Values) -> Updates:
 
 def _next_name(controller: TabController, written: str, given: Values) -> Updates:
     """The next free name once one is taken: a name that was typed counts up as a suggested one does."""
-    if written and written == given["output"] != given["output_filled"] and not given["overwrite"]:
-        return {"output": free_name(re.sub(r"_\d+$", "", written), controller.loras.names())}
+    output = given["output"] or ""
+    if (
+        written
+        and written == lora_name(output)
+        and output != given["output_filled"]
+        and not given["overwrite"]
+    ):
+        return {"output": next_name(output, controller.loras.names())}
     return prefilled(given, "output", controller.output_name(given["subject"], given["style"]))
 
 

@@ -15,6 +15,7 @@ from typing import Any, cast
 from ..config import ROLES, LoraInput, MergeRequest, MergeSettings, Role, setting_fields, settings_from
 from ..errors import ConfigError
 from ..library.merges import Steerable
+from ..names import folder_of, lora_name
 from ..options import from_json
 from ..pictures.comparison import CompareRequest
 from ..pipeline.matrix import MatrixRequest
@@ -210,6 +211,11 @@ def suggested_name(subject: str | None, style: str | None, taken: Sequence[str])
     return free_name(f"{subject}_x_{style}", taken) if subject and style else ""
 
 
+def next_name(output: str, taken: Sequence[str]) -> str:
+    """The next free name after one that is taken now, in the same folder."""
+    return folder_of(output) + free_name(re.sub(r"_\d+$", "", lora_name(output)), taken)
+
+
 def free_name(wish: str, taken: Sequence[str]) -> str:
     """A name like ``wish`` that no LoRA has yet, numbered if need be.
 
@@ -217,7 +223,7 @@ def free_name(wish: str, taken: Sequence[str]) -> str:
     """
     stem = re.sub(r"[^\w .+-]+", "_", wish)
     stem = stem.encode()[:LONGEST_STEM].decode(errors="ignore").strip(" .")
-    used = {name.casefold() for name in taken}
+    used = {lora_name(name).casefold() for name in taken}
     number, name = 2, stem
     while name.casefold() in used:
         number, name = number + 1, f"{stem}_{number}"

@@ -35,7 +35,9 @@ def matrix_panel(controller: TabController, controls: Controls) -> None:
             )
             controls.add(gr.Button, f"matrix_add_{role}", f"Add the {role} picked above", size="sm")
         names = {"info": "{subject} and {style} stand for the names of the LoRAs", "max_lines": 1}
-        controls.add(gr.Textbox, "matrix_names", NAMES, label="Names of the merges", **names)
+        controls.add(
+            gr.Textbox, "matrix_names", controller.folder + NAMES, label="Names of the merges", **names
+        )
         controls.add(
             gr.Checkbox,
             "matrix_overwrite",

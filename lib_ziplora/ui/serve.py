@@ -34,6 +34,7 @@ def serve(
     open_browser: bool = False,
     on_ready: Callable[[str], None] | None = None,
     extend: Callable[[FastAPI], object] | None = None,
+    merges_folder: str = "",
 ) -> None:
     """Serve the tab until the process is interrupted.
 
@@ -45,6 +46,7 @@ def serve(
         open_browser: open the page in the default browser.
         on_ready: told the page's address.
         extend: told the FastAPI application, to put routes for programs on it.
+        merges_folder: as ``folder`` of ``tab.build``.
 
     Raises:
         OSError: the port is taken.
@@ -55,7 +57,7 @@ def serve(
     ):
         os.environ["GRADIO_TEMP_DIR"] = folder
         _skip_proxies_for(address)
-        page = tab.build(service)
+        page = tab.build(service, folder=merges_folder)
         queued(page)
         page.show_api = False
         app = FastAPI(docs_url=None, redoc_url=None, openapi_url="/openapi.json" if extend else None)

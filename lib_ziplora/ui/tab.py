@@ -30,14 +30,15 @@ STYLE = ROOT / "style.css"
 FONTS = ["system-ui", "sans-serif"]
 
 
-def build(service: Service, defaults: Mapping[str, Any] | None = None) -> gr.Blocks:
+def build(service: Service, defaults: Mapping[str, Any] | None = None, folder: str = "") -> gr.Blocks:
     """The whole tab over a host.
 
     Args:
         service: the host's jobs, those of other front ends too.
         defaults: field name of ``MergeSettings`` -> what its control begins with; its own by default.
+        folder: as in ``TabController``.
     """
-    controller, controls = TabController(service), Controls()
+    controller, controls = TabController(service, folder), Controls()
     with gr.Blocks(analytics_enabled=False, title="ZipLoRA", **looks(gr.Blocks.__init__)) as tab:
         with gr.Column(elem_id="ziplora_root"):
             _layout(controller, controls, defaults or setting_defaults())
@@ -90,7 +91,7 @@ def _output(controller: TabController, controls: Controls) -> None:
     controls.add(gr.Textbox, "output", label="Output name", placeholder=placeholder, max_lines=1)
     controls.add_states("output_filled")
     controls.add(gr.Checkbox, "overwrite", False, label="Overwrite an existing LoRA with this name")
-    controls.add(gr.Checkbox, "report", True, label="Save a report next to the file (HTML and JSON)")
+    controls.add(gr.Checkbox, "report", False, label="Save a report next to the file (HTML and JSON)")
     after_merge(controller, controls)
     with gr.Row(elem_classes=["ziplora-buttons"]):
         controls.add(gr.Button, "generate", "Merge", variant="primary")

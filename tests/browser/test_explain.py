@@ -25,6 +25,7 @@ def test_a_merge_is_explained_and_its_report_stands_alone(
     tab: Tab, server: Server, browser: Browser, tmp_path: Path, shoot: Callable[[str], None]
 ) -> None:
     tab.prepare("to explain", updates=3)
+    tab.page.locator("#ziplora_report input").check()
     tab.press("generate")
     tab.outcome("done", "to explain.report.html")
     tab.idle()
@@ -60,7 +61,6 @@ def test_a_merge_is_explained_and_its_report_stands_alone(
 def test_an_earlier_merge_is_picked_and_a_plain_sum_is_told_as_one(tab: Tab, server: Server) -> None:
     tab.prepare("plain", updates=1)
     tab.method("direct")
-    tab.page.locator("#ziplora_report input").uncheck()
     tab.press("generate")
     tab.outcome("done")
     tab.idle()

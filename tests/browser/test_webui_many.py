@@ -158,6 +158,7 @@ def explained(tab: Tab, name: str) -> Locator:
 
 
 def test_a_merge_explains_itself_and_again_after_reload_ui(tab: Tab, webui: Webui, shoot: Shoot) -> None:
+    tab.page.locator("#ziplora_report input").check()
     merge(tab, "to explain", updates=5)
     box = explained(tab, "to explain")
     expect(box).to_contain_text(SUBJECT)

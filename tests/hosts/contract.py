@@ -271,6 +271,16 @@ class HostContract:
         path = host.output_path("a new merge")
         assert path.name == "a new merge.safetensors"
         assert path.parent.is_dir()
+        for name in ("merges/2026/a new merge", "merges\\2026\\a new merge"):
+            assert host.output_path(name) == path.parent / "merges" / "2026" / path.name
+        assert not (path.parent / "merges").exists()
+
+    @pytest.mark.parametrize(
+        "name", ["../x", "/x", "a/../x", "a//x", "a/", "\\\\a\\x", "C:\\x", ".a/x", "nul/x", "a./x"]
+    )
+    def test_folders_that_cannot_be(self, host: Host, name: str) -> None:
+        with pytest.raises(OutputError):
+            host.output_path(name)
 
     @pytest.mark.parametrize(
         "name", ["", " ", ".hidden", "a:b", "con", "NUL.x", "a\x00b", "a\nb", "<lora>", "x" * 300]

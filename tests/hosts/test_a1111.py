@@ -90,8 +90,8 @@ def test_output_goes_into_the_lora_folder(listing: A1111Host, folder: Path) -> N
     [
         "",
         "../b",
-        "sub/b",
-        "sub\\b",
+        "merges/b",
+        "merges\\b",
         "none",
         "None",
         "Addams",

@@ -54,6 +54,29 @@ def test_endings_in_capitals_count(tmp_path: Path) -> None:
     assert [one.usable for one in catalog(host)] == [True]
 
 
+def test_a_merge_goes_into_a_subfolder_and_is_called_by_its_name_alone(tmp_path: Path) -> None:
+    subject, style = put(tmp_path / "dog.safetensors"), put(tmp_path / "ink.safetensors", minixl.STYLE)
+    host = StandaloneHost(None, [tmp_path], strict=True)
+    pair = (LoraInput(subject.stem), LoraInput(style.stem, role="style"))
+    settings = MergeSettings(method="direct", split=True)
+    report = pipeline.run(MergeRequest(pair, "merges/new/dog in ink", settings=settings), host)
+    folder = tmp_path / "merges" / "new"
+    assert (
+        report.tag == "<lora:dog in ink:1>"
+        and host.resolve("dog in ink") == folder / "dog in ink.safetensors"
+    )
+    stems = {"dog in ink", "dog in ink_subject", "dog in ink_style"}
+    assert {path.name for path in folder.iterdir()} == {
+        "dog in ink.ziplora",
+        *(f"{stem}.safetensors" for stem in stems),
+    }
+    with safe_open(folder / "dog in ink.safetensors", "pt") as opened:
+        assert opened.metadata()["ss_output_name"] == "dog in ink"
+    for taken in ("dog in ink", "elsewhere/Dog in Ink"):
+        with pytest.raises(OutputError, match="means another LoRA"):
+            host.output_path(taken)
+
+
 def test_files_of_one_name_are_told_apart_and_each_can_be_chosen(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     stem = "pytorch_lora_weights"

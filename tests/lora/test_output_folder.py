@@ -114,8 +114,12 @@ def test_names_are_checked_before_anything_is_written(tmp_path, name, words):
 
 
 def test_folders_are_checked_beforehand(tmp_path, monkeypatch):
-    with pytest.raises(OutputError, match="does not exist"):
-        check_output(tmp_path / "nowhere" / "m.safetensors")
+    check_output(tmp_path / "not there" / "yet" / "m.safetensors")
+    assert only(tmp_path)
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OutputError, match="is no folder"):
+        check_output(tmp_path / "file" / "m.safetensors")
+    (tmp_path / "file").unlink()
     (tmp_path / "f.safetensors").mkdir()
     with pytest.raises(OutputError, match="is a folder"):
         check_output(tmp_path / "f.safetensors", overwrite=True)

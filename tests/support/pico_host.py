@@ -115,12 +115,12 @@ class PicoHost:
         self.text_weights: dict[str, Tensor] = {}
 
     def loras(self) -> Sequence[InstalledLora]:
-        files = sorted(self.folder.glob("*.safetensors"))
+        files = sorted(self.folder.rglob("*.safetensors"))
         return [InstalledLora(file.stem, file, self.cards.get(file.stem, {})) for file in files]
 
     def resolve(self, lora: str) -> Path:
-        path = self.folder / f"{lora}.safetensors"
-        if not path.exists():
+        path = next(self.folder.rglob(f"{lora}.safetensors"), None)
+        if path is None:
             raise LoraFileError(f"There is no LoRA {lora}.")
         return path
 

@@ -86,7 +86,7 @@ def page(service: Service) -> Page:
     """The tab with settings that take a moment."""
     page = Page(service)
     page.set(method="direct", steps=2, width=64, height=64, sampling_steps=2, trajectories=1)
-    page.set(guidance_scale=1.0, report=False)
+    page.set(guidance_scale=1.0)
     return page
 
 

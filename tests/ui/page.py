@@ -28,9 +28,9 @@ class Page:
         picture: number of the picture that is chosen in the gallery.
     """
 
-    def __init__(self, service: Service, defaults: dict[str, Any] | None = None) -> None:
+    def __init__(self, service: Service, defaults: dict[str, Any] | None = None, folder: str = "") -> None:
         self.service = service
-        self.blocks = tab.build(service, defaults)
+        self.blocks = tab.build(service, defaults, folder)
         self.job, self.picture, self.recalled = "", -1, ""
         self._ids = {
             block.elem_id.removeprefix("ziplora_"): block._id

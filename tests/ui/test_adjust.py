@@ -25,7 +25,7 @@ def host(tmp_path: Path) -> Any:
 def page(host: Any) -> Page:
     """The tab after ``merged`` was picked in the panel."""
     page = Page(Service(host))
-    page.set(adjust_source="merged", report=False)
+    page.set(adjust_source="merged")
     page.fire("adjust_source", "input")
     return page
 

@@ -20,6 +20,7 @@ from lib_ziplora.ui.forms import (
     free_name,
     matrix_request,
     merge_request,
+    next_name,
     suggested_name,
 )
 from lib_ziplora.ui.matrix import added
@@ -123,6 +124,20 @@ def test_suggested_names_are_free_and_harmless(
     assert suggested_name(subject, style, taken) == name
     if name:
         assert validate_name(name) == name
+
+
+@pytest.mark.parametrize(
+    ("output", "taken", "following"),
+    [
+        ("mine", ["mine"], "mine_2"),
+        ("merges/mine_2", ["mine", "a/mine_2"], "merges/mine_3"),
+        ("a\\b\\mine", ["mine"], "a\\b\\mine_2"),
+    ],
+)
+def test_the_name_after_one_that_is_taken_stays_in_its_folder(
+    output: str, taken: list[str], following: str
+) -> None:
+    assert next_name(output, taken) == following
 
 
 def test_long_names_give_a_name_that_fits() -> None:

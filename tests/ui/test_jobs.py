@@ -62,6 +62,20 @@ def test_what_was_merged_is_in_every_list_at_once(pair: Page) -> None:
     assert pair["compare_prompts"] == "a sks dog\na cat in ink style\na sks dog in ink style"
 
 
+def test_suggested_names_begin_with_the_folder_for_merges(host: TabHost, service: Service) -> None:
+    page = Page(service, folder="merges")
+    page.pick(subject="dog", style="ink")
+    assert (page["output"], page["matrix_names"]) == ("merges/dog_x_ink", "merges/{subject}_{style}")
+    page.set(method="direct", output="mine/first")
+    page.run()
+    assert (host.folder / "mine" / "first.safetensors").is_file()
+    assert page["tag"].startswith("<lora:first:1>") and page["output"] == "mine/first_2"
+    assert (page["adjust_source"], page["adjust_output"]) == ("first", "merges/first_adjusted")
+    page.set(matrix_subjects="dog", matrix_styles="ink", matrix_sheet=True)
+    page.run("matrix_run")
+    assert "1 of 1 pairs merged" in page["result"] and "ziplora-sheet" in page["result"]
+
+
 def test_a_name_that_was_typed_counts_up_too(pair: Page) -> None:
     pair.set(output="mine")
     pair.run()

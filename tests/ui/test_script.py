@@ -91,6 +91,7 @@ def test_every_setting_is_on_the_settings_page(callbacks: dict[str, Callable[...
     added = sys.modules["modules"].shared.opts.added
     note = added.pop("ziplora_note")
     assert "Reload UI" in note.default and note.do_not_save and note.section == ("ziplora", "ZipLoRA")
+    assert added.pop("ziplora_merges_folder").default == ""
     assert set(added) == {f"ziplora_{name}" for name in setting_fields()}
     assert len({info.label for info in added.values()}) == len(added)
     for name, option in setting_fields().items():
@@ -122,6 +123,14 @@ def test_the_tab_begins_with_the_defaults_of_the_settings_page(
     [(page, _, _)] = callbacks["on_ui_tabs"]()
     [steps] = [block for block in page.blocks.values() if getattr(block, "elem_id", "") == "ziplora_steps"]
     assert steps.value == 33
+
+
+@pytest.mark.parametrize(
+    ("stored", "folder"),
+    [("", ""), (" merges/ ", "merges"), ("a/b", "a/b"), ("../up", ""), ("/etc", "etc"), (None, "")],
+)
+def test_the_folder_for_merges_is_one_below_the_lora_folder(stored: str | None, folder: str) -> None:
+    assert defaults.merges_folder(Options(ziplora_merges_folder=stored)) == folder
 
 
 def test_stored_defaults_are_taken_in_their_type_and_impossible_ones_left(

@@ -89,7 +89,7 @@ def test_a_host_that_can_not_draw_has_no_compare_panel(host: TabHost) -> None:
     page = Page(Service(pico_host(host.folder)))
     assert "generate" in page and "compare" not in page and "comparison" not in page
     page.pick(subject="dog", style="ink")
-    page.set(method="direct", report=False)
+    page.set(method="direct")
     page.run()
     assert page["adjust_source"] == "dog_x_ink"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import LoraFileError, OutputError
-from ...names import validate_name
+from ...names import validate_output
 from .. import InstalledLora
 from ..cards import user_metadata
 
@@ -84,21 +84,17 @@ def resolve(name: str) -> Path:
 
 
 def output_path(name: str) -> Path:
-    """Where a merged LoRA of that name goes: the WebUI's LoRA folder itself.
+    """Where a merged LoRA of that name goes: below the WebUI's LoRA folder.
 
     Raises:
-        OutputError: a path, a name that a prompt can't hold, or one that a LoRA elsewhere has.
+        OutputError: a path elsewhere, a name that a prompt can't hold, or one that a LoRA elsewhere has.
     """
-    validate_name(name)
-    if "=" in name:
-        raise OutputError(f"The output name {name!r} holds '=', which a <lora:…> tag can't; leave it out.")
-    if name.casefold() == "addams":
-        raise OutputError(f"The output name {name!r} is reserved by the WebUI; choose another name.")
-    target = folders()[0] / f"{name}{SUFFIX}"
-    for path in files():
-        if path.stem.casefold() == name.casefold() and path.absolute() != target:
+    path = validate_output(name)
+    target = folders()[0] / f"{path}{SUFFIX}"
+    for other in files():
+        if other.stem.casefold() == path.name.casefold() and other.absolute() != target:
             raise OutputError(
-                f"The name {name} means the LoRA {path} already, wherever the new file lies. Choose another name."
+                f"The name {path.name} means the LoRA {other} already, wherever the new file lies. Choose another name."
             )
     return target
 

@@ -34,7 +34,7 @@ EXTENSION = ".safetensors"
 
 
 def check_output(path: str | os.PathLike[str], overwrite: bool = False, size: int = 0) -> None:
-    """Find out beforehand what would keep a file from being written.
+    """Find out beforehand what would keep a file from being written; folders of it that are missing can be made.
 
     Args:
         path: the file to be, ``<name>.safetensors``.
@@ -48,15 +48,16 @@ def check_output(path: str | os.PathLike[str], overwrite: bool = False, size: in
     if file.suffix != EXTENSION:
         raise OutputError(f"{file.name} must end in {EXTENSION}.")
     validate_name(file.stem)
-    if not file.parent.is_dir():
-        raise OutputError(f"The folder {file.parent} does not exist. Create it or choose another.")
+    folder = next(parent for parent in file.parents if os.path.lexists(parent))
+    if not folder.is_dir():
+        raise OutputError(f"{folder} is no folder. Choose another.")
     if file.is_dir():
         raise OutputError(f"{file} is a folder. Choose another name.")
     if not overwrite and os.path.lexists(file):
         raise taken(file)
     try:
-        clean_leftovers(file.parent)
-        with probe(file) as temporary:
+        clean_leftovers(folder)
+        with probe(folder / file.name) as temporary:
             temporary.open("xb").close()
         _require_room(file, size)
     except OSError as error:
@@ -78,7 +79,7 @@ def write_lora(
     ``ss_output_name`` is set to the file's stem, the hashes to the tensors' own.
 
     Args:
-        path: ``<name>.safetensors`` in an existing folder.
+        path: ``<name>.safetensors``; its folder is made.
         layers: by canonical name; one of the second text encoder's q, k, v, out brings the others, as zeros.
             Alphas that differ become one (see ``as_written``); the delta weights stay.
         metadata: header strings.
@@ -95,8 +96,17 @@ def write_lora(
     """
     file = Path(path)
     check_output(file, overwrite)
+    make_folder(file)
     with atomic_write(file, overwrite) as temporary:
         return write_unnamed(temporary, file, layers, metadata, precision, extras)
+
+
+def make_folder(file: Path) -> None:
+    """Make the folder that a file is to be written to, unless it is there; OutputError when that can't be."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(file, error) from error
 
 
 def write_unnamed(
@@ -183,7 +193,7 @@ def _zero_layer(name: str, like: LoraLayer) -> LoraLayer:
 
 
 def _require_room(file: Path, size: int) -> None:
-    free = shutil.disk_usage(file.parent).free
+    free = shutil.disk_usage(next(folder for folder in file.parents if folder.is_dir())).free
     if size > free:
         raise OutputError(
             f"{file.name} needs {-(-size >> 20)} MB, but {file.parent} has {free >> 20} MB left. Make room."
