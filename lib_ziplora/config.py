@@ -198,6 +198,13 @@ class MergeSettings:
         "Also writes name_subject and name_style, which at 1 and 1 equal the merged file: a prompt can turn each",
         advanced=True,
     )
+    save_embeddings: bool = option(
+        False,
+        "Also save bundled embeddings",
+        "Also saves the textual inversion embeddings that come in a LoRA's file and can't go into the merged one: in a "
+        "WebUI among its embeddings, else beside the merged file",
+        advanced=True,
+    )
 
     @property
     def needs(self) -> Method:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Collection
 from pathlib import PurePath
 
 from .errors import OutputError
 
 LONGEST = 120
 LONGEST_BYTES = 200
+LONGEST_STEM = 160
+"""Bytes of a suggested name, so that a number and an extension still fit."""
 # The prompt parser's own words for "no network" and the upscaler that shares its table.
 RESERVED_BY_PROMPTS = frozenset(("none", "addams"))
 RESERVED_BY_WINDOWS = frozenset(
@@ -101,3 +104,17 @@ def _unusable(character: str) -> bool:
 def readable(text: str) -> str:
     """A file name in which bytes that are no UTF-8, and halves of letters, show as replacement characters."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def free_name(wish: str, taken: Collection[str]) -> str:
+    """A name like ``wish`` that no LoRA has yet, numbered if need be.
+
+    Only characters that file systems and ``<lora:name:1>`` pass on unharmed are kept.
+    """
+    stem = re.sub(r"[^\w .+-]+", "_", wish)
+    stem = stem.encode()[:LONGEST_STEM].decode(errors="ignore").strip(" .")
+    used = {lora_name(name).casefold() for name in taken}
+    number, name = 2, stem
+    while name.casefold() in used:
+        number, name = number + 1, f"{stem}_{number}"
+    return name

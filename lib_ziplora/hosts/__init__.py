@@ -33,15 +33,18 @@ class InstalledLora:
     """A LoRA file that the host lists.
 
     Attributes:
-        name: what the user picks and writes into ``<lora:name:1>`` (the file's stem, readable in any case).
+        name: what the user picks and writes into ``<lora:name:1>`` (the file's stem, readable in any case; with
+            folders before it where another file has that stem).
         path: the file.
         user_metadata: what the user wrote on its card (keys as in the WebUI's
             ``<stem>.json``: ``activation text``, ``preferred weight``, ...), or empty.
+        remark: which of several files of its name it is, as a sentence; "" where there is no other.
     """
 
     name: str
     path: Path
     user_metadata: Mapping[str, Any] = field(default_factory=dict)
+    remark: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", readable(self.name))
@@ -223,6 +226,15 @@ class KeepsData(Protocol):
 
     def data_folder(self) -> Path | None:
         """A folder of our own, not made yet perhaps; None when there is none."""
+        ...
+
+
+@runtime_checkable
+class KeepsEmbeddings(Protocol):
+    """A host that has a folder for textual inversion embeddings."""
+
+    def embeddings_folder(self) -> Path:
+        """Where they lie, subfolders included; not made yet perhaps."""
         ...
 
 

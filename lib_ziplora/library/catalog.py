@@ -37,6 +37,7 @@ class CatalogEntry:
         activation: what the user's card says to write into prompts, or "".
         pending: its file has not been read yet; what is said of it is a guess.
         merged: it is a merge, with its coefficients beside it.
+        remark: which of several files of its name it is, as a sentence, or "".
     """
 
     name: str
@@ -53,6 +54,7 @@ class CatalogEntry:
     activation: str = ""
     pending: bool = False
     merged: bool = False
+    remark: str = ""
 
     @property
     def base_name(self) -> str:
@@ -117,4 +119,5 @@ def _entry(lora: InstalledLora, cache: HeaderCache, may_read: bool) -> CatalogEn
         activation=suggested_prompt({"activation text": lora.user_metadata.get("activation text")}, {}),
         pending=found is None,
         merged=sidecar_path(lora.path).is_file(),
+        remark=lora.remark,
     )

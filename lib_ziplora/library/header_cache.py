@@ -1,4 +1,4 @@
-"""Cached inspection of LoRA headers, keyed by path, mtime and size.
+"""Cached inspection of LoRA headers, keyed by path, and mtime and size of the file and of PEFT's configuration.
 
 A header takes some milliseconds to read, which thousands of files make a minute of; so what is shown of each
 is kept in memory and, once there are many, in a small file.
@@ -15,7 +15,7 @@ from typing import Any
 
 from .. import __version__
 from ..errors import LoraFileError
-from ..file_cache import Stamp, cached_by_stat, stamp
+from ..file_cache import cached_by_stat, stamp
 from ..lora.formats.peft_config import SIDECAR
 from ..lora.io.container import header_of
 from ..lora.io.inspect import LoraHeader, describe, inspect_header, parse_header, unsupported_reason
@@ -23,11 +23,13 @@ from ..lora.io.size import FileShapes, shapes_of
 from .json_store import read_json, write_json
 from .prompts import suggested_prompt
 
-FORMAT = 1
+FORMAT = 2
 """Of the file; a file of another format or of another release is not read."""
 WORTH_SAVING = 100
 """Entries since the file was written that make it worth writing again."""
 MOST_SAVED = 50_000
+Stamps = tuple[int, ...]
+"""When a file was written and its size; behind them the same of PEFT's configuration beside it, if any."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,13 @@ def inspect_file(path: Path) -> InspectedFile:
     Raises:
         LoraFileError: it is no whole safetensors file.
     """
+    return _inspected(*_read_with(path))
+
+
+def _read_with(path: Path) -> tuple[Path, ...]:
+    """A LoRA file, and PEFT's configuration where there is one beside it."""
     beside = path.parent / SIDECAR
-    return _inspected(path, *([beside] if beside.is_file() else []))
+    return (path, beside) if beside.is_file() else (path,)
 
 
 @cached_by_stat(32)
@@ -93,8 +100,8 @@ class HeaderCache:
     def __init__(self, file: Path | None = None) -> None:
         self._file = file
         self._lock = threading.Lock()
-        self._known: dict[str, tuple[Stamp, LoraInfo]] = _read(file) if file else {}
-        self._unreadable: dict[str, tuple[Stamp, str]] = {}
+        self._known: dict[str, tuple[Stamps, LoraInfo]] = _read(file) if file else {}
+        self._unreadable: dict[str, tuple[Stamps, str]] = {}
         self._new = 0
 
     def cached(self, path: Path) -> LoraInfo | None:
@@ -137,7 +144,7 @@ class HeaderCache:
                 return
             self._new = 0
             newest = list(self._known.items())[-MOST_SAVED:]
-        rows = {path: [*stamped, asdict(found)] for path, (stamped, found) in newest}
+        rows = {path: [stamped, asdict(found)] for path, (stamped, found) in newest}
         write_json(self._file, {"format": FORMAT, "release": __version__, "files": rows})
 
 
@@ -147,14 +154,14 @@ def header_cache(folder: Path | None) -> HeaderCache:
     return HeaderCache(folder / "catalog.json" if folder else None)
 
 
-def _stamp(path: Path) -> Stamp:
+def _stamp(path: Path) -> Stamps:
     try:
-        return stamp(path)
+        return tuple(number for file in _read_with(path) for number in stamp(file))
     except OSError as error:
         raise LoraFileError(f"{path.name} can't be read ({error.strerror}). Refresh the list.") from error
 
 
-def _read(file: Path) -> dict[str, tuple[Stamp, LoraInfo]]:
+def _read(file: Path) -> dict[str, tuple[Stamps, LoraInfo]]:
     content = read_json(file)
     if not isinstance(content, dict):
         return {}
@@ -162,8 +169,8 @@ def _read(file: Path) -> dict[str, tuple[Stamp, LoraInfo]]:
         return {}
     try:
         return {
-            path: ((int(modified), int(size)), _restored(found))
-            for path, (modified, size, found) in content["files"].items()
+            path: (tuple(map(int, stamped)), _restored(found))
+            for path, (stamped, found) in content["files"].items()
         }
     except (KeyError, TypeError, ValueError, AttributeError):
         return {}

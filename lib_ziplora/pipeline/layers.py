@@ -13,6 +13,11 @@ from ..lora.layer import Approximation, Lora, LoraLayer
 from ..lora.lowrank import RankRule, cut, total_error
 from ..plots import counted
 
+OUTSIDE_BLOCKS = tuple(
+    f"lora_unet_{place}_" for place in ("input_blocks_0", "time_embed", "label_emb", "out")
+)
+"""Layers at whose names diffusers 0.35 refuses a whole file, as it does at differences of norms and biases."""
+
 
 def at_rank(layers: Mapping[str, LoraLayer], rank: str) -> tuple[dict[str, LoraLayer], list[Approximation]]:
     """The layers at the rank that ``MergeSettings.rank`` asks for, and which lost something."""
@@ -93,5 +98,24 @@ def extras_warnings(loras: Sequence[Lora], kept: Mapping[str, Tensor]) -> list[s
     if biases:
         found.append(
             f"{biases} differences of biases are in the file; Forge and ComfyUI apply them, Automatic1111 does not."
+        )
+    return found
+
+
+def loader_warnings(layers: Mapping[str, LoraLayer], kept: Mapping[str, Tensor]) -> list[str]:
+    """Sentences about what is in the file and not every program takes."""
+    found, refused = (
+        [],
+        [name for name in (*layers, *kept) if name.startswith(OUTSIDE_BLOCKS) or name in kept],
+    )
+    if refused:
+        found.append(
+            "Programs that load LoRAs with diffusers will refuse the file: it holds "
+            f"{counted(len(refused), 'layer')} that diffusers does not know (the first is {refused[0]}). "
+            "WebUIs and ComfyUI load it."
+        )
+    if "lora_te2_text_projection" in layers:
+        found.append(
+            "lora_te2_text_projection is in the file; Forge, ComfyUI and diffusers apply it, Automatic1111 does not."
         )
     return found

@@ -21,9 +21,10 @@ DISTILLED_STEPS = 4
 def request_remarks(request: MergeRequest, headers: Sequence[LoraHeader], host: Host) -> list[str]:
     """Sentences on what a prepared request holds that a merge doesn't follow, or was not made for; none twice.
 
-    Speed-up LoRAs, a distilled checkpoint, prompts with tags.
+    LoRAs whose name several files have, speed-up LoRAs, a distilled checkpoint, prompts with tags.
     """
-    remarks = []
+    chosen = {lora.lora for lora in request.loras}
+    remarks = [lora.remark for lora in host.loras() if lora.remark and lora.name in chosen]
     for header in headers:
         kind = speed_up_lora(header.path, header.metadata)
         remarks += [speed_up_warning(header.name, kind)] if kind else []

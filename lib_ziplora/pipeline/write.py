@@ -14,20 +14,21 @@ import torch
 from torch import Tensor
 
 from ..denoiser import TextDeltas
-from ..hosts import CheckpointInfo, Host
+from ..hosts import CheckpointInfo, Host, KeepsEmbeddings
 from ..lora.algebra import Vectors, merge_layers
 from ..lora.io.atomic import atomic_writes
+from ..lora.io.embeddings import save_embeddings
 from ..lora.io.metadata import merged_metadata, tags_are_shortened
 from ..lora.io.sidecar import write_sidecar
 from ..lora.io.write import as_written, make_folder, write_unnamed
 from ..lora.layer import Approximation, LoraLayer
 from ..progress import Meter
 from ..report.files import reported
-from ..report.report import LOSSES, SUMMARY, MergeReport
+from ..report.report import LOSSES, SUMMARY, MergeReport, failure
 from ..report.saved import SavedMerge, Source
 from ..training.learnt import PLAIN_SUM, Learnt
 from .inputs import Inputs
-from .layers import at_rank, converted_warning, extras_warnings, rank_error
+from .layers import at_rank, converted_warning, extras_warnings, loader_warnings, rank_error
 from .prepare import PreparedMerge
 
 
@@ -117,7 +118,19 @@ def write(result: Result, prepared: PreparedMerge, host: Host, meter: Meter, sta
     seconds = round(time.monotonic() - started, 2)
     meter.finish(f"Wrote {output.name} in {seconds:.0f} s")
     done = dataclasses.replace(report, model_hash=model_hash, seconds=seconds)
+    if request.settings.save_embeddings:
+        done = _with_embeddings(done, prepared, host)
     return reported(done, saved, output, request.report)
+
+
+def _with_embeddings(report: MergeReport, prepared: PreparedMerge, host: Host) -> MergeReport:
+    """The report with what became of the LoRAs' embeddings; whatever goes wrong, the merge stays."""
+    folder = host.embeddings_folder() if isinstance(host, KeepsEmbeddings) else prepared.output.parent
+    told: list[str] = []
+    for file, header in zip(prepared.files, prepared.headers, strict=True):
+        problem = failure(partial(told.extend, save_embeddings(file, header.unknown, folder)))
+        told += [f"The embeddings of {file.stem} are not all saved: {problem}"] if problem else []
+    return dataclasses.replace(report, warnings=(*report.warnings, *told))
 
 
 def _write_part(
@@ -160,7 +173,8 @@ def _report(
     unknown = {lora.name: lora.unknown for lora in inputs.loras if lora.unknown}
     warnings = [remark for header in prepared.headers for remark in header.remarks]
     warnings += [sentence for lora in inputs.loras if (sentence := converted_warning(lora))]
-    warnings += extras_warnings(inputs.loras, inputs.extras(layers))
+    extras = inputs.extras(layers)
+    warnings += extras_warnings(inputs.loras, extras) + loader_warnings(layers, extras)
     warnings += [*settings.remarks(), *result.warnings]
     if tags_are_shortened(inputs.loras):
         warnings.append(

@@ -7,10 +7,11 @@ import gradio as gr
 from ..config import setting_fields
 from ..errors import ZipLoraError
 from ..library.merges import steerable
+from ..names import free_name
 from . import text
 from .controller import CHOOSE_MERGE, TabController
 from .controls import Controls, Updates, Values, prefilled
-from .forms import STRENGTH_VALUES, STRENGTHS, free_name
+from .forms import STRENGTH_VALUES, STRENGTHS
 
 NAME = ("adjust_output", "adjust_output_filled")
 SHOWN = ("adjust_about", *STRENGTH_VALUES, "adjust_rank", "adjust_precision", *NAME)

@@ -33,6 +33,7 @@ def card(entry: CatalogEntry | None, chosen: str, picture: str = "") -> str:
     words = (
         f"<p><b>activation text:</b> <span>{escape(entry.activation)}</span></p>" if entry.activation else ""
     )
+    words += f"<p>{escape(entry.remark)}</p>" if entry.remark else ""
     style = "ziplora-facts" if entry.usable else "ziplora-facts ziplora-bad"
     return (
         f'<div class="{style}" data-usable="{int(entry.usable)}">{image}'

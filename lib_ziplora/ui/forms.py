@@ -15,7 +15,7 @@ from typing import Any, cast
 from ..config import ROLES, LoraInput, MergeRequest, MergeSettings, Role, setting_fields, settings_from
 from ..errors import ConfigError
 from ..library.merges import Steerable
-from ..names import folder_of, lora_name
+from ..names import folder_of, free_name, lora_name
 from ..options import from_json
 from ..pictures.comparison import CompareRequest
 from ..pipeline.matrix import MatrixRequest
@@ -23,8 +23,6 @@ from ..pipeline.reexport import ReexportRequest
 
 Values = Mapping[str, Any]
 
-LONGEST_STEM = 160
-"""Bytes of a suggested name, so that a number and an extension still fit."""
 STRENGTHS = 6
 """Strength sliders of the panel Adjust strengths; the LoRAs of a merge beyond them stay at 1."""
 STRENGTH_VALUES = tuple(f"adjust_strength_{number}" for number in range(1, STRENGTHS + 1))
@@ -214,17 +212,3 @@ def suggested_name(subject: str | None, style: str | None, taken: Sequence[str])
 def next_name(output: str, taken: Sequence[str]) -> str:
     """The next free name after one that is taken now, in the same folder."""
     return folder_of(output) + free_name(re.sub(r"_\d+$", "", lora_name(output)), taken)
-
-
-def free_name(wish: str, taken: Sequence[str]) -> str:
-    """A name like ``wish`` that no LoRA has yet, numbered if need be.
-
-    Only characters that file systems and ``<lora:name:1>`` pass on unharmed are kept.
-    """
-    stem = re.sub(r"[^\w .+-]+", "_", wish)
-    stem = stem.encode()[:LONGEST_STEM].decode(errors="ignore").strip(" .")
-    used = {lora_name(name).casefold() for name in taken}
-    number, name = 2, stem
-    while name.casefold() in used:
-        number, name = number + 1, f"{stem}_{number}"
-    return name

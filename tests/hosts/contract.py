@@ -68,12 +68,17 @@ class HostContract:
         x_t = torch.randn(shape, generator=generator).to(session.denoiser.device)
         return x_t, torch.linspace(50, 900, batch).long().to(session.denoiser.device)
 
-    def text_delta(self, session: Any, parts: list[nn.Module]) -> Callable[[], Tensor]:
-        """A delta weight that fits ``TEXT_LAYER``."""
+    def own_text_weight(self, parts: list[nn.Module]) -> Tensor:
+        """The checkpoint's weight of ``TEXT_LAYER``."""
         path = self.TEXT_LAYER.split("layers_0_")[1].replace("self_attn_", "self_attn.")
         modules = {name: m for part in parts for name, m in part.named_modules()}
-        weight = next(m.weight for name, m in modules.items() if name.endswith(f"layers.0.{path}"))
-        return lambda: torch.full(weight.shape, 0.25)
+        weight: Tensor = next(m.weight for name, m in modules.items() if name.endswith(f"layers.0.{path}"))
+        return weight
+
+    def text_delta(self, session: Any, parts: list[nn.Module]) -> Callable[[], Tensor]:
+        """A delta weight that fits ``TEXT_LAYER``."""
+        shape = self.own_text_weight(parts).shape
+        return lambda: torch.full(shape, 0.25)
 
     def test_check_accepts_the_model(self, host: Host) -> None:
         host.check()
@@ -206,6 +211,14 @@ class HostContract:
         assert not torch.allclose(base.context, changed.context)
         assert torch.equal(base.context, again.context)
         assert torch.equal(base.vector, again.vector)
+
+    def test_a_text_weight_is_the_checkpoints_own(self, host: Host, parts: list[nn.Module]) -> None:
+        with host.open() as session:
+            weight = session.text_weight(self.TEXT_LAYER)
+            assert session.text_weight(f"{self.TEXT_LAYER}_too") is None
+        assert weight is not None and weight.device.type == "cpu" and not weight.requires_grad
+        assert torch.equal(weight, self.own_text_weight(parts).cpu())
+        assert (weight.float() + 0.0).isfinite().all()  # an inference tensor can be reckoned with
 
     def test_text_deltas_are_taken_off_when_one_fails(self, host: Host, parts: list[nn.Module]) -> None:
         def fails() -> Tensor:

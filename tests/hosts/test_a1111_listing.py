@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from lib_ziplora.errors import LoraFileError
+from lib_ziplora.errors import HostError, LoraFileError, OutputError
 from lib_ziplora.hosts import KnowsSize, ShowsCards
 from lib_ziplora.hosts._a1111 import loras as a1111_loras
 from lib_ziplora.hosts._webui import loras
@@ -112,6 +113,43 @@ def test_neos_further_folders_are_listed_and_new_files_go_into_the_first(
     sys.modules["modules.shared"].cmd_opts.lora_dirs = [str(more)]
     assert [lora.name for lora in loras.installed()] == sorted([*NAMES, "far"])
     assert loras.output_path("new").parent == extension.folder
+
+
+def test_files_of_one_name_are_told_apart_and_the_tags_own_has_the_plain_name(
+    extension: Extension, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = (extension.folder / place / "cat.safetensors" for place in ("one", "two"))
+    for path in (one, two, extension.folder / "cat.pt", extension.folder / "one" / "old.pt"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"")
+    (extension.folder / "linked").symlink_to(two.parent, target_is_directory=True)
+
+    def walk_files(
+        folder: str, endings: tuple[str, ...]
+    ) -> list[str]:  # as the WebUI's: folders sorted, links followed
+        walked = sorted(os.walk(folder, followlinks=True))
+        return [os.path.join(root, name) for root, _, names in walked for name in sorted(names)]  # noqa: PTH118
+
+    monkeypatch.setattr(sys.modules["modules.shared"], "walk_files", walk_files)
+    found = {lora.name: lora for lora in loras.installed()}
+    last, first = two, extension.folder / "cat.safetensors"
+    folder = extension.folder.name
+    assert {name: lora.path for name, lora in found.items() if lora.path.stem == "cat"} == {
+        "cat": last,
+        "one/cat": one,
+        f"{folder}/cat": first,
+    }
+    assert set(found) - {"cat", "one/cat", f"{folder}/cat"} == {"dog", "ink", "old"}
+    assert [loras.resolve(name) for name in ("cat", "one/cat", f"{folder}/cat")] == [last, one, first]
+    for name in ("one/cat", f"{folder}/cat", "cat"):
+        said = found[name].remark
+        assert f"3 files are named cat; <lora:cat:1> means {last}. {name} is {found[name].path}." == said
+    assert found["dog"].remark == ""
+    loras.require_tags(["cat", "dog"])
+    with pytest.raises(HostError, match=r"can't draw with .*one.*Rename one of the two"):
+        loras.require_tags(["dog", "one/cat"])
+    with pytest.raises(OutputError, match="means the LoRA"):
+        loras.output_path("cat")
 
 
 def test_the_list_never_shrinks_while_merges_are_written(extension: Extension) -> None:

@@ -76,7 +76,7 @@ def test_a_damaged_or_foreign_list_is_made_anew(tmp_path: Path, damage: str | No
     whole = file.read_text(encoding="utf-8")
     if damage is None:
         content = json.loads(whole)
-        content["files"][str(path)][2].pop("ranks")
+        content["files"][str(path)][1].pop("ranks")
         damage = json.dumps(content)
     file.write_text(damage, encoding="utf-8")
     again = HeaderCache(file)

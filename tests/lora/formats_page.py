@@ -188,8 +188,8 @@ What is done with each kind of LoRA, in each naming, tensor by tensor. Made from
 {table(("family", "told by", "what is done"), families())}
 
 DoRA's magnitudes are those of the outputs or of the inputs, told by their shape, as LyCORIS, OneTrainer, PEFT and
-ai-toolkit write them. Automatic1111 1.10 takes all for those of the inputs; the merge takes them as they were trained
-and says so. Layers of text encoders need the checkpoint only where text encoders are merged.
+ai-toolkit write them. Automatic1111 1.10 takes all for those of the inputs, and the Forges divide those of the outputs
+by the checkpoint's own norms; the merge takes them as they were trained and says so. Layers of text encoders need the checkpoint only where text encoders are merged.
 
 ## Namings
 
@@ -222,8 +222,11 @@ before it. Where neither is there, alpha is the rank, and with PEFT's names that
 
 ## Beside the layers
 
-- `lora_te2_text_projection` is a layer like others; Forge and ComfyUI apply it, Automatic1111 does not.
-- Bundled embeddings (`bundle_emb.*`) are left out and named.
+- `lora_te2_text_projection` is a layer like others; Forge, ComfyUI and diffusers apply it, Automatic1111 does not.
+- Bundled embeddings (`bundle_emb.*`) are named, and with *Also save bundled embeddings* (`--save-embeddings`) saved as
+  files of their own: in a WebUI among its embeddings, else beside the merged file.
+- diffusers refuses a file with one of the six layers outside SDXL's blocks or with differences of norms or biases, and
+  the report says so where the merged file has some.
 - Tensors that belong to none of the layers of SDXL that a LoRA changes are left out, counted and said.
 - Training tags (`ss_tag_frequency`) of all LoRAs together are kept up to {TAGS_LIMIT:,} characters, the most frequent
   first, and it is said when some were left out.

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from lib_ziplora.lora.algebra import merge_layers
 from lib_ziplora.lora.io.write import write_lora
+from lib_ziplora.pipeline.layers import loader_warnings
 
 from .sdxl_loras import CLIP_WIDTHS, UNET_WIDTHS, expected_deltas, two_loras
 from .sdxl_names import OTHERS, TEXT_WIDTHS, canonical, text_modules, unet_modules
@@ -129,3 +130,60 @@ def test_comfyui_adds_the_same_to_every_layer(tmp_path):
         delta = meant.pop(weight, torch.zeros_like(patch))  # zeros complete the second encoder's attention
         torch.testing.assert_close(patch, delta.flatten(1), rtol=1e-4, atol=1e-5, msg=weight)
     assert not meant
+
+
+def small_merge(folder, pipeline, *more, extras=None):
+    """A merged file of one block's layers and more, its warnings, and the weights that diffusers then draws with."""
+    before = weights(pipeline)
+    block = "lora_unet_input_blocks_4_1_transformer_blocks_0_"
+    names = [name for name in before if name.startswith(block) or "te2_text_model_encoder_layers_0" in name]
+    shapes = {name: tuple(before[name].shape) for name in names} | dict(more)
+    layers = merge_layers(two_loras(shapes), [1.0, 1.0])
+    write_lora(folder / "merged.safetensors", layers, precision="fp32", extras=extras)
+    return layers, before
+
+
+def test_whole_blocks_need_no_word_about_diffusers(tmp_path, pipeline):
+    layers, before = small_merge(tmp_path, pipeline)
+    assert loader_warnings(layers, {}) == []
+    pipeline.load_lora_weights(tmp_path / "merged.safetensors")
+    after = weights(pipeline)
+    pipeline.unload_lora_weights()
+    assert all(not torch.equal(after[name], before[name]) for name in layers)
+
+
+@pytest.mark.parametrize("place", sorted(NOT_IN_DIFFUSERS))
+def test_a_layer_at_which_diffusers_refuses_the_file_is_said(tmp_path, pipeline, place):
+    name = f"lora_unet_{place.replace('.', '_')}"
+    shape = tuple(weights(pipeline)[name].shape)
+    layers, _ = small_merge(tmp_path, pipeline, (name, shape))
+    (said,) = loader_warnings(layers, {})
+    assert "diffusers will refuse" in said and "1 layer " in said and name in said
+    with pytest.raises(ValueError):
+        pipeline.load_lora_weights(tmp_path / "merged.safetensors")
+
+
+@pytest.mark.parametrize("part", ["norm1.w_norm", "norm1.b_norm", "attn1_to_out_0.diff_b"])
+def test_so_is_a_difference_of_a_norm_or_a_bias(tmp_path, pipeline, part):
+    extras = {f"lora_unet_input_blocks_4_1_transformer_blocks_0_{part}": torch.ones(UNET_WIDTHS[640])}
+    layers, _ = small_merge(tmp_path, pipeline, extras=extras)
+    (said,) = loader_warnings(layers, extras)
+    assert "diffusers will refuse" in said and part in said
+    with pytest.raises(ValueError, match="not been correctly renamed"):
+        pipeline.load_lora_weights(tmp_path / "merged.safetensors")
+
+
+def test_the_projection_is_applied_by_diffusers_and_said_not_to_be_by_automatic1111(tmp_path, pipeline):
+    name, width = "lora_te2_text_projection", CLIP_WIDTHS[2]
+    before = pipeline.text_encoder_2.text_projection.weight.detach().clone()
+    layers, _ = small_merge(tmp_path, pipeline, (name, (width, width)))
+    (said,) = loader_warnings(layers, {})
+    assert name in said and "diffusers apply it, Automatic1111 does not" in said
+    pipeline.load_lora_weights(tmp_path / "merged.safetensors")
+    projection = pipeline.text_encoder_2.text_projection
+    added = projection.get_delta_weight(projection.active_adapters[0]).detach()
+    pipeline.unload_lora_weights()
+    shapes = {one: (layer.out_features, *layer.weight_shape[1:]) for one, layer in layers.items()}
+    meant = expected_deltas(two_loras(shapes), [1.0, 1.0])[name]
+    torch.testing.assert_close(added, meant, rtol=1e-4, atol=1e-5)
+    assert torch.equal(pipeline.text_encoder_2.text_projection.weight, before)

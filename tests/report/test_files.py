@@ -58,7 +58,7 @@ def asked(overwrite=False, report=True, **settings):
 
 def test_both_files_lie_beside_the_merge_and_say_the_same(host):
     report = run(asked(method="ziplora", steps=3), host)
-    assert report.report_files == NAMES and report.warnings == ()
+    assert report.report_files == NAMES and not any("report" in warning for warning in report.warnings)
     told = json.loads((host.folder / NAMES[1]).read_text(encoding="utf-8"))
     read = Reader((host.folder / NAMES[0]).read_text(encoding="utf-8"))
     assert json.loads(read.data) == told

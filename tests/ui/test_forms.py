@@ -9,7 +9,7 @@ import pytest
 from lib_ziplora.config import LoraInput, setting_defaults, setting_fields
 from lib_ziplora.errors import ConfigError
 from lib_ziplora.hosts import Sampler
-from lib_ziplora.names import validate_name
+from lib_ziplora.names import free_name, validate_name
 from lib_ziplora.pictures.comparison import CompareRequest
 from lib_ziplora.ui.forms import (
     COMPARE_VALUES,
@@ -17,7 +17,6 @@ from lib_ziplora.ui.forms import (
     MERGE_VALUES,
     compare_request,
     follow_up_request,
-    free_name,
     matrix_request,
     merge_request,
     next_name,

@@ -14,10 +14,13 @@ from typing import Any
 import pytest
 
 pytest.importorskip("gradio")
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from lib_ziplora.config import setting_defaults
 from lib_ziplora.hosts import InstalledLora
+from lib_ziplora.hosts.listing import listed
 from lib_ziplora.jobs.service import Service
 from lib_ziplora.library.catalog import CatalogEntry, entries_of
 from lib_ziplora.ui import card
@@ -382,3 +385,28 @@ def test_a_listed_name_need_not_be_the_files(tmp_path: Path) -> None:
     path = write_kohya(tmp_path / "a.safetensors", module_names())
     (entry,) = entries_of([InstalledLora("other name", path)], host, 0)
     assert entry.name == "other name" and entry.path == path
+
+
+def test_of_several_files_of_one_name_each_can_be_picked_and_the_picked_one_is_merged(
+    host: TabHost, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, place in enumerate(("a", "b"), 11):
+        (host.folder / place).mkdir()
+        write_kohya(host.folder / place / "cat.safetensors", module_names(), rank=1, seed=number)
+    files = sorted(host.folder.rglob("*.safetensors"))
+    everything = listed(files, lambda paths: paths[-1])  # as in the WebUI
+    monkeypatch.setattr(host, "loras", lambda: everything)
+    monkeypatch.setattr(host, "resolve", {lora.name: lora.path for lora in everything}.get)
+    page = Page(service)
+    page.set(method="direct", precision="fp32", output="both")
+    for name, place in (("cat", "b"), ("a/cat", "a")):
+        page.pick(subject=name, style="ink")
+        page.set(overwrite=True, subject_prompt="x", style_prompt="y")
+        assert f"{name} is {host.folder / place / 'cat.safetensors'}." in words(page["subject_facts"])
+        page.run()
+        assert f"{name} is {host.folder / place / 'cat.safetensors'}." in words(page["result"])
+        merged, layer = load_file(host.folder / "both.safetensors"), next(iter(module_names()))
+        picked = load_file(host.folder / place / "cat.safetensors")[f"{layer}.lora_up.weight"]
+        columns = merged[f"{layer}.lora_up.weight"].flatten(1).T
+        ratios = columns / picked.flatten()
+        assert any(torch.allclose(row, row[:1].expand_as(row), rtol=1e-4) for row in ratios)

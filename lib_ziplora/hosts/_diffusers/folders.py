@@ -1,4 +1,4 @@
-"""Folders of LoRAs: which files are in them, and a name for each."""
+"""Folders of LoRAs: which files are in them."""
 
 from __future__ import annotations
 
@@ -7,27 +7,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from .. import InstalledLora
-from ..cards import user_metadata
-
-SUFFIX = ".safetensors"
+from ..listing import SUFFIX as SUFFIX
+from ..listing import listed
 
 
 def installed(folders: Sequence[Path]) -> list[InstalledLora]:
-    """The LoRA files below folders, linked folders included, each once, sorted by name.
+    """The LoRA files below folders, linked folders included; of one stem, that directly in the first has it."""
 
-    A file's name is its stem. Where several have the same, that is the one directly in the first
-    folder; the others are named with as many folders as tell them apart: ``sub/name``.
-    """
-    groups: dict[str, list[Path]] = {}
-    for path in _files(folders):
-        groups.setdefault(path.stem, []).append(path)
-    found: dict[str, Path] = {}
-    for stem, paths in groups.items():
-        first = next((path for path in paths if len(paths) == 1 or path.parent == folders[0]), None)
-        found.update({stem: first} if first else {})
-        found.update(_told_apart([path for path in paths if path != first]))
-    names = sorted(found, key=lambda name: (name.casefold(), name))
-    return [InstalledLora(name, found[name], user_metadata(found[name])) for name in names]
+    def plain(paths: Sequence[Path]) -> Path | None:
+        return next((path for path in paths if path.parent == folders[0]), None)
+
+    return listed(_files(folders), plain)
 
 
 def _files(folders: Sequence[Path]) -> Iterator[Path]:
@@ -44,17 +34,6 @@ def _files(folders: Sequence[Path]) -> Iterator[Path]:
             for path in (Path(root, name) for name in sorted(names)):
                 if path.suffix.lower() == SUFFIX and not path.name.startswith(".") and there(path.is_file):
                     yield path
-
-
-def _told_apart(paths: Sequence[Path]) -> dict[str, Path]:
-    """Each file, once, under its name and as many folders as no other has: ``sub/name``."""
-    different = list({path.resolve(): path for path in reversed(paths)}.values())
-    whole = [path.absolute().with_suffix("").parts for path in different]
-    for count in range(2, max(map(len, whole), default=0) + 1):
-        names = ["/".join(parts[-count:]) for parts in whole]
-        if len(set(names)) == len(names):
-            return dict(zip(names, different, strict=True))
-    return {str(path): path for path in different}  # equal but for the case of the ending
 
 
 def there(test: Callable[[], bool]) -> bool:

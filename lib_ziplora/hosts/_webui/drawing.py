@@ -124,8 +124,7 @@ class WebuiPen:
         """See ``Pen.draw``; the WebUI's own bar tells of the steps."""
         from modules import devices, processing, shared
 
-        for name, _ in picture.loras:
-            loras.resolve(name)
+        loras.require_tags(name for name, _ in picture.loras)
         state = shared.state
         state.job_count, state.job_no, state.sampling_step = self.count, self.drawn, 0
         with closing(self._processing(picture)) as p:

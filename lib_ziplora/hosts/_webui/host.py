@@ -154,6 +154,12 @@ class WebuiHost:
         folder = getattr(cache, "cache_dir", None)
         return (Path(folder) if folder else Path(paths.data_path) / "cache") / "ziplora"
 
+    def embeddings_folder(self) -> Path:
+        """See ``KeepsEmbeddings``; the WebUI looks into it anew before each picture."""
+        from modules import shared
+
+        return Path(shared.cmd_opts.embeddings_dir)
+
     def samplers(self) -> Sequence[str]:
         """The samplers that the txt2img tab offers."""
         return drawing.samplers()

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ...errors import LoraFileError, OutputError
+from ...errors import HostError, LoraFileError, OutputError
 from ...names import validate_output
 from .. import InstalledLora
-from ..cards import user_metadata
+from ..listing import SUFFIX as SUFFIX
+from ..listing import listed
 
-SUFFIX = ".safetensors"
 EXTENSIONS = (".safetensors", ".pt", ".ckpt")
 
 
@@ -42,25 +43,22 @@ def files() -> list[Path]:
     return [Path(name) for folder in folders() for name in shared.walk_files(str(folder), EXTENSIONS)]
 
 
-def table() -> dict[str, Path]:
-    """Name -> file, as the prompt ``<lora:name:1>`` finds it, freshly listed.
-
-    The folders are walked here, since the extension empties its own table before it lists anew, and
-    whoever reads it meanwhile finds half of it.
-    """
-    return {path.stem: path for path in files() if path.is_file()}
-
-
 def known(networks: Any) -> dict[str, Path]:
     """Name -> file of what the extension has listed so far."""
     return {name: Path(entry.filename) for name, entry in list(networks.available_networks.items())}
 
 
 def installed() -> list[InstalledLora]:
-    """The installed LoRAs, freshly listed, sorted by name."""
-    found = table()
-    names = sorted(found, key=lambda name: (name.casefold(), name))
-    return [InstalledLora(name, found[name], user_metadata(found[name])) for name in names]
+    """The installed LoRAs, freshly listed, sorted by name; of one stem, the last has it, as in ``<lora:name:1>``.
+
+    The folders are walked here, since the extension empties its own table before it lists anew, and
+    whoever reads it meanwhile finds half of it. A second ``.pt`` of a name is passed over.
+    """
+    last = {path.stem: path for path in files() if path.is_file()}
+    listable = [
+        path for path in files() if path.is_file() and (path.suffix == SUFFIX or last[path.stem] == path)
+    ]
+    return listed(listable, lambda paths: last[paths[0].stem])
 
 
 def resolve(name: str) -> Path:
@@ -73,14 +71,30 @@ def resolve(name: str) -> Path:
     path = known(networks).get(name) if networks is not None else None
     if path is not None and path.is_file():
         return path
-    found = table()
+    found = {lora.name: lora for lora in installed()}
     if name in found:
-        return found[name]
+        return found[name].path
     near = difflib.get_close_matches(name, found, n=3)
     advice = (
         f"Did you mean {', '.join(near)}?" if near else "Press the refresh button and choose from the list."
     )
     raise LoraFileError(f"There is no LoRA named {name!r} in the WebUI. {advice}")
+
+
+def require_tags(names: Iterable[str]) -> None:
+    """Refuse LoRAs that no ``<lora:name:1>`` means, since another file of their name is in its way.
+
+    Raises:
+        LoraFileError: no LoRA of that name.
+        HostError: one of several files of a name, and not the one that the WebUI draws.
+    """
+    for name in names:
+        path = resolve(name)
+        if name != path.stem:
+            raise HostError(
+                f"The WebUI can't draw with {path}, for <lora:{path.stem}:1> means {resolve(path.stem)}. Rename one of "
+                "the two and refresh the list."
+            )
 
 
 def output_path(name: str) -> Path:

@@ -14,10 +14,9 @@ from ..formats.families import FAMILIES, MAGNITUDES, RANK_PARTS, needs_weight
 from ..formats.keys import ParsedKeys, parse
 from ..formats.peft_config import SIDECAR, STARTS, AdapterConfigs
 from .container import RawHeader, header_of
+from .embeddings import BUNDLE, bundled
 
 TEXT_ENCODER_2 = "text_encoder_2"
-EMBEDDING = "bundle_emb."
-"""What the names of a bundled textual inversion embedding begin with."""
 
 
 @dataclass(frozen=True)
@@ -147,8 +146,8 @@ def _remarks(parsed: ParsedKeys, shapes: Mapping[str, tuple[int, ...]], configur
         scales = [shapes[parts["dora_scale"]] for parts in parsed.modules.values() if "dora_scale" in parts]
         if "magnitude" in every or any(shape and shape[0] == math.prod(shape) > 1 for shape in scales):
             yield (
-                "it is DoRA with one magnitude for every output, which is merged as it was trained. Automatic1111 "
-                "reads such files otherwise, so what it draws with the original is not what was trained."
+                "it is DoRA with one magnitude for every output, which is merged as it was trained. Automatic1111 and "
+                "the Forges read such files otherwise, so what they draw with the original is not what was trained."
             )
     for start in sorted(set(parsed.starts.values())):
         yield (
@@ -160,14 +159,15 @@ def _remarks(parsed: ParsedKeys, shapes: Mapping[str, tuple[int, ...]], configur
             f"PEFT's {SIDECAR} is not beside it, so its alpha is not known and taken to be its rank. Where it was "
             "trained with another, put that file there or change the weight."
         )
-    embeddings = sorted({key.split(".")[1] for key in parsed.unknown if key.startswith(EMBEDDING)})
-    if embeddings:
+    words = sorted(bundled(parsed.unknown))
+    if words:
+        several = len(words) > 1
         yield (
-            f"the embedding{'s' if len(embeddings) > 1 else ''} bundled with it ({', '.join(embeddings)}) "
-            f"{'are' if len(embeddings) > 1 else 'is'} left out. To use the words of it, keep the original installed "
-            "and name it in the prompt with weight 0, or save the embedding as a file of its own."
+            f"the embedding{'s' if several else ''} bundled with it ({', '.join(words)}) {'do' if several else 'does'} "
+            "not go into the merged file. Turn on 'Also save bundled embeddings' (--save-embeddings) to use "
+            f"the word{'s' if several else ''} of {'them' if several else 'it'}."
         )
-    others = [key for key in parsed.unknown if not key.startswith(EMBEDDING)]
+    others = [key for key in parsed.unknown if not key.startswith(BUNDLE)]
     if others:
         yield (
             f"tensors of none of the layers that a LoRA of SDXL changes are left out ({len(others)} of them; the first "
