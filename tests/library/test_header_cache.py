@@ -7,11 +7,14 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from lib_ziplora.errors import LoraFileError
 from lib_ziplora.library import header_cache, json_store
 from lib_ziplora.library.catalog import catalog, entries_of
 from lib_ziplora.library.header_cache import HeaderCache
+from lib_ziplora.lora.formats.peft_config import SIDECAR
 
 from ..support.pico_host import PicoHost, module_names, write_kohya
 
@@ -43,6 +46,25 @@ def test_a_file_is_read_once_until_it_changes(tmp_path: Path, reads: list[str]) 
     assert reads == [path.name]
     lora(tmp_path, rank=5)
     assert judge.cached(path) is None and judge.inspect(path).ranks == (5,)
+
+
+def test_a_configuration_that_comes_changes_or_goes_is_read_anew(tmp_path: Path, reads: list[str]) -> None:
+    """PEFT's, beside the file: what it says decides whether the file can be merged."""
+    path, file = tmp_path / "a.safetensors", tmp_path / "data" / "catalog.json"
+    name = "base_model.model.unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    save_file({f"{name}.lora_{part}.weight": torch.ones(2, 2) for part in "AB"}, path)
+    config, reasons = tmp_path / SIDECAR, []
+    for text in (None, '{"peft_type": "LORA"}', '{"peft_type": "ADALORA"}', '{"peft_type": "LOHA"}', None):
+        if text is None:
+            config.unlink(missing_ok=True)
+        else:
+            config.write_text(text)
+        cache = HeaderCache(file)
+        reasons.append(cache.inspect(path).reason)
+        assert cache.cached(path) == cache.inspect(path) == HeaderCache().inspect(path)
+        cache.save()
+    assert ["ADALORA" in reason for reason in reasons] == [False, False, True, False, False]
+    assert HeaderCache(file).cached(path) is not None
 
 
 def test_a_damaged_file_is_read_once_too(tmp_path: Path, reads: list[str]) -> None:

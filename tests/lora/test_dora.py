@@ -8,8 +8,10 @@ import torch
 from lib_ziplora.errors import LoraFileError, UnsupportedLoraError
 from lib_ziplora.lora.io.inspect import inspect_header, unsupported_reason
 from lib_ziplora.lora.io.read import read_lora
+from lib_ziplora.lora.io.write import write_lora
 from lib_ziplora.lora.lowrank import EXACT
 
+from . import webui_networks
 from .adapter_samples import rand
 from .files import CONV, SKIP, TE1, TE2, Q, save
 
@@ -116,3 +118,24 @@ def test_plain_text_encoder_layers_are_read_where_dora_is_left_out(tmp_path):
     text, _, _ = made(TE1, "PEFT")
     other = {f"{TE2}.lora_down.weight": torch.ones(1, 4), f"{TE2}.lora_up.weight": torch.ones(8, 1)}
     assert set(read_lora(save(tmp_path / "a.safetensors", text | other), text=False).layers) == {TE2}
+
+
+@pytest.mark.webui
+@pytest.mark.skipif(not webui_networks.PRESENT, reason="needs ZIPLORA_WEBUI=<folder of a WebUI>")
+@pytest.mark.parametrize("name", [Q, CONV])
+@pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if LAYOUTS[layout][0] == "dora_scale"])
+def test_the_webui_draws_what_was_trained_with_the_merged_file_if_not_with_the_original(
+    tmp_path, name, layout
+):
+    content, weight, expected = made(name, layout)
+    original, merged = save(tmp_path / "a.safetensors", content), tmp_path / "merged.safetensors"
+    write_lora(merged, read_lora(original, {name: weight}.get, EXACT).layers, precision="fp32")
+    owner, key = webui_networks._owner(weight), name.replace("lora_unet", "diffusion_model")
+    drawn = webui_networks.load_network(merged, {key: owner})[key].double()
+    torch.testing.assert_close(drawn, expected, rtol=1e-3, atol=1e-4)
+    try:
+        by_original = webui_networks.load_network(original, {key: owner})[key].double()
+    except RuntimeError:  # magnitudes without the other dimensions
+        by_original = torch.zeros_like(expected)
+    error = float((by_original - expected).norm() / expected.norm())
+    assert error > 0.01 if LAYOUTS[layout][2] else error < 1e-3

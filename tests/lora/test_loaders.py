@@ -10,11 +10,13 @@ from __future__ import annotations
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from lib_ziplora.lora.algebra import merge_layers
 from lib_ziplora.lora.io.write import write_lora
 from lib_ziplora.pipeline.layers import loader_warnings
 
+from . import webui_networks
 from .sdxl_loras import CLIP_WIDTHS, UNET_WIDTHS, expected_deltas, two_loras
 from .sdxl_names import OTHERS, TEXT_WIDTHS, canonical, text_modules, unet_modules
 
@@ -130,6 +132,46 @@ def test_comfyui_adds_the_same_to_every_layer(tmp_path):
         delta = meant.pop(weight, torch.zeros_like(patch))  # zeros complete the second encoder's attention
         torch.testing.assert_close(patch, delta.flatten(1), rtol=1e-4, atol=1e-5, msg=weight)
     assert not meant
+
+
+def webui_layers(shapes):
+    """(The WebUI's name -> module, kohya's name -> the WebUI's) of SDXL: sgm's UNet, CLIP, and open_clip's model."""
+    layers, names = {}, {}
+    for module in unet_modules():
+        name = canonical(module)
+        names[name] = f"diffusion_model_{module.sgm.replace('.', '_')}"
+        out, columns, *kernel = shapes[name]
+        layers[names[name]] = nn.Conv2d(columns, out, kernel) if kernel else nn.Linear(columns, out)
+    for module in text_modules(1):
+        name = canonical(module, "te1")
+        names[name] = f"0_transformer_{module.diffusers.replace('.', '_')}"
+        layers[names[name]] = nn.Linear(*shapes[name][::-1])
+    mlp = {"mlp_fc1": "mlp_c_fc", "mlp_fc2": "mlp_c_proj"}
+    for module in text_modules(2):
+        name = canonical(module, "te2")
+        number, _, part = name.removeprefix("lora_te2_text_model_encoder_layers_").partition("_")
+        block, (out, columns) = f"1_model_transformer_resblocks_{number}", shapes[name]
+        part = mlp.get(part, part.replace("self_attn", "attn"))
+        names[name] = f"{block}_{part}"
+        if part in ("mlp_c_fc", "mlp_c_proj", "attn_out_proj"):
+            layers[names[name]] = nn.Linear(columns, out)
+        else:
+            layers[f"{block}_attn"] = nn.MultiheadAttention(columns, 1)
+    return layers, names
+
+
+@pytest.mark.webui
+@pytest.mark.skipif(not webui_networks.PRESENT, reason="needs ZIPLORA_WEBUI=<folder of a WebUI>")
+def test_the_webui_adds_the_same_to_every_layer(tmp_path):
+    shapes = {canonical(module): (6, 5, *module.shape[2:]) for module in unet_modules()}
+    shapes |= {canonical(m, f"te{n}"): (4, 4) for n in (1, 2) for m in text_modules(n)}
+    loras, (layers, names) = two_loras(shapes), webui_layers(shapes)
+    write_lora(tmp_path / "merged.safetensors", merge_layers(loras, [0.75, -0.5]), precision="fp32")
+    added = webui_networks.load_network(tmp_path / "merged.safetensors", layers)
+    meant = {names[name]: delta for name, delta in expected_deltas(loras, [0.75, -0.5]).items()}
+    assert set(added) == set(meant) == set(names.values()) and len(meant) == 794 + 72 + 192
+    for name, delta in meant.items():
+        torch.testing.assert_close(added[name].flatten(1), delta.flatten(1), rtol=1e-4, atol=1e-5, msg=name)
 
 
 def small_merge(folder, pipeline, *more, extras=None):

@@ -10,8 +10,11 @@ import types
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock, patch
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 FOLDER = Path(os.environ.get("ZIPLORA_WEBUI", "")) / "extensions-builtin" / "Lora"
@@ -21,11 +24,18 @@ LORA_PARTS = {"down": "lora_down.weight", "up": "lora_up.weight", "mid": "lora_m
 
 
 def _stub_modules() -> dict[str, types.ModuleType]:
-    """What the files import of the WebUI, empty; only ``devices`` is used."""
+    """What the files import of the WebUI, empty; only ``devices``, ``shared`` and ``sd_models`` are used."""
     stubs = {"modules": types.ModuleType("modules"), "modules.models": types.ModuleType("modules.models")}
     for name in ("sd_models", "cache", "errors", "hashes", "shared", "devices"):
         stubs[f"modules.{name}"] = types.ModuleType(name)
         setattr(stubs["modules"], name, stubs[f"modules.{name}"])
+    for name in ("scripts", "sd_hijack", "patches", "textual_inversion"):
+        stubs[f"modules.{name}"] = MagicMock()
+        setattr(stubs["modules"], name, stubs[f"modules.{name}"])
+    stubs["modules.textual_inversion.textual_inversion"] = stubs["gradio"] = MagicMock()
+    stubs["modules.shared"].cmd_opts = SimpleNamespace(lora_dir=os.devnull, lyco_dir_backcompat=os.devnull)
+    stubs["modules.shared"].walk_files = lambda *_, **__: []
+    stubs["modules.sd_models"].read_state_dict = load_file
     stubs["modules.devices"].cpu, stubs["modules.devices"].dtype = torch.device("cpu"), torch.float32
     mmdit = types.ModuleType("mmdit")
     mmdit.QkvLinear = type("QkvLinear", (nn.Linear,), {})
@@ -36,21 +46,55 @@ def _stub_modules() -> dict[str, types.ModuleType]:
 
 
 @functools.cache
-def _load() -> tuple[types.ModuleType, list[object]]:
-    before = dict(sys.modules)
-    sys.modules.update(_stub_modules())
+def _load() -> tuple[types.ModuleType, list[object], types.ModuleType]:
+    """(``network``, every ``ModuleType``, ``networks``)."""
+    before, stubs = dict(sys.modules), _stub_modules()
+    sys.modules.update(stubs)
     sys.path.insert(0, str(FOLDER))
     try:
         network = importlib.import_module("network")
         kinds = [importlib.import_module(f"network_{name}") for name in NAMES]
+        with patch("os.makedirs"):
+            networks = importlib.import_module("networks")
     finally:
         sys.path.remove(str(FOLDER))
-        for name in [name for name in sys.modules if name.partition(".")[0] == "modules"]:
+        for name in stubs:
             del sys.modules[name]
             if name in before:
                 sys.modules[name] = before[name]
+        sys.modules.pop("networks", None)  # by which the library would know a WebUI
     types_of = [v() for m in kinds for v in vars(m).values() if _is_module_type(v, network)]
-    return network, types_of
+    return network, types_of, networks
+
+
+def load_network(file: Path, layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """What the WebUI's loader makes of a file: the WebUI's name of a layer -> what it adds to the weight.
+
+    Args:
+        file: the LoRA.
+        layers: of the model, by the names that the WebUI gives them.
+
+    Raises:
+        AssertionError: tensors of the file that the WebUI passes over.
+    """
+    networks = _load()[2]
+    networks.shared.sd_model = SimpleNamespace(network_layer_mapping=dict(layers), is_sdxl=True)
+    with patch.object(networks.logging, "debug") as passed_over, patch("os.path.getmtime"):
+        found = networks.load_network("test", SimpleNamespace(filename=file))
+    assert not passed_over.called, passed_over.call_args
+    found.te_multiplier = found.unet_multiplier = 1.0
+    with torch.no_grad():
+        return {
+            name: module.calc_updown(_original(name, module))[0] for name, module in found.modules.items()
+        }
+
+
+def _original(name: str, module: Any) -> Tensor:
+    """The weight that a module is relative to: of an attention as one module, that of the projection."""
+    owner = module.sd_module
+    if isinstance(owner, nn.MultiheadAttention):
+        return owner.in_proj_weight.chunk(3)["qkv".index(name[-len("q_proj")])]
+    return owner.weight
 
 
 def _is_module_type(value: object, network: types.ModuleType) -> bool:
@@ -67,7 +111,7 @@ def updown(
     Raises:
         LookupError: no network type takes the tensors, which in the WebUI fails the whole file.
     """
-    network, kinds = _load()
+    network, kinds, _ = _load()
     owner = SimpleNamespace(te_multiplier=strength, unet_multiplier=strength, dyn_dim=None, name="test")
     names = {LORA_PARTS.get(name, name): tensor.clone() for name, tensor in parts.items()}
     weights = network.NetworkWeights("key", "diffusion_model_key", names, _owner(weight))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from lib_ziplora.config import MergeSettings, parse_rank
 from lib_ziplora.errors import ConfigError, UnsupportedLoraError
@@ -63,6 +65,39 @@ def test_a_family_that_needs_the_checkpoint_reads_its_weights_from_the_host(host
         style = read_lora(host.folder / "ink.safetensors").layers[Q].delta()
         ours, dense = merged(host).layers[Q].delta() - style, before * factors
         assert (ours - dense).norm() <= dense.norm() * 0.005**0.5 + 1e-4
+
+
+@pytest.mark.parametrize("header", [False, True])
+def test_the_merge_of_an_adapter_that_began_as_pissa_makes_of_the_checkpoint_what_was_trained(host, header):
+    """By numpy: PiSSA takes the largest singular values off the weight, and trains what it took off."""
+    rank, alpha, strength = 2, 3.0, 0.5
+    weight = weight_of(host).double().numpy()
+    u, s, vt = np.linalg.svd(weight)
+    residual = weight - (u[:, :rank] * s[:rank]) @ vt[:rank]
+    up, down = (
+        u[:, :rank] * s[:rank] ** 0.5 / (alpha / rank) ** 0.5,
+        (s[:rank, None] ** 0.5 * vt[:rank]) / (alpha / rank) ** 0.5,
+    )
+    rng = np.random.default_rng(1)
+    up, down = up + 0.2 * rng.standard_normal(up.shape), down + 0.2 * rng.standard_normal(down.shape)
+    trained = residual + alpha / rank * up @ down
+    path = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": alpha, "init_lora_weights": "pissa"}
+    tensors = {f"{path}.lora_A.weight": torch.tensor(down), f"{path}.lora_B.weight": torch.tensor(up)}
+    tensors = {name: tensor.float().contiguous() for name, tensor in tensors.items()}
+    if header:
+        flat = json.dumps({f"unet.{key}": value for key, value in config.items()})
+        save_file(tensors, host.folder / "pissa.safetensors", {"lora_adapter_metadata": flat})
+    else:
+        save_file({f"base_model.model.{k}": t for k, t in tensors.items()}, host.folder / "pissa.safetensors")
+        (host.folder / "adapter_config.json").write_text(json.dumps(config))
+    report = run(request("pissa", weight=(strength, 1.0), kept_energy=1.0), host)
+    written = load_file(host.folder / "merged.safetensors")
+    up, down = (written[f"{Q}.lora_{part}.weight"].double().numpy() for part in ("up", "down"))
+    made = weight + float(written[f"{Q}.alpha"]) / down.shape[0] * up @ down
+    style = read_lora(host.folder / "ink.safetensors").layers[Q].delta().double().numpy()
+    np.testing.assert_allclose(made, weight + strength * (trained - weight) + style, rtol=1e-3, atol=1e-4)
+    assert any("began as PiSSA" in warning for warning in report.warnings)
 
 
 def test_without_a_checkpoint_the_family_and_the_layer_are_named(host):
