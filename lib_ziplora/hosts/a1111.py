@@ -76,6 +76,7 @@ class A1111Host(WebuiHost):
         loaded = model.require_loaded()
         if not model.swap_pending():
             model.check_kind(loaded)
+            self.check_file()
             model.check_weights(loaded)
 
     def chosen(self) -> Any | None:

@@ -135,7 +135,7 @@ def _check_file(path: Path) -> None:
         raise HostError(
             f"{path.name} holds no Stable Diffusion UNet; is it a LoRA or a part of a checkpoint?"
         )
-    width, channels = names[FIRST_WEIGHT].shape[:2]
+    channels = names[FIRST_WEIGHT].shape[1]
     first, second = (any(name.startswith(start) for name in names) for start in TEXT_ENCODERS)
     _judge(
         path,
@@ -143,8 +143,19 @@ def _check_file(path: Path) -> None:
         size_conditioning=f"{UNET}label_emb.0.0.weight" in names,
         channels=channels,
     )
+    check_variant(path)
+
+
+def check_variant(path: Path) -> None:
+    """Refuse a single file of SDXL's kind that adds other noise or has fewer layers.
+
+    Raises:
+        HostError: its tensors' names, its metadata or its own name say so.
+    """
+    header = _header(path)
     _check_marks(path, header)
-    if width == SDXL_WIDTHS[0]:
+    names = header.tensors
+    if FIRST_WEIGHT in names and names[FIRST_WEIGHT].shape[0] == SDXL_WIDTHS[0]:
         whole = all(f"{UNET}{block}.attn1.to_q.weight" in names for block in LAST_BLOCKS)
     else:
         middle = {name.split(".")[3] for name in names if name.startswith(f"{UNET}middle_block.")}
@@ -153,7 +164,6 @@ def _check_file(path: Path) -> None:
 
 
 def _check_marks(path: Path, header: RawHeader) -> None:
-    """Refuse a single file whose tensors' names, metadata or own name say that it adds other noise."""
     if any(name.startswith("edm_vpred.") for name in header.tensors):
         raise HostError(_other_noise(path.name, "EDM's noise, as CosXL (it holds edm_vpred.*)"))
     if {"edm_mean", "edm_std"} & set(header.tensors):

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from lib_ziplora.config import LoraInput, MergeRequest, MergeSettings
 from lib_ziplora.errors import HostError, IncompatibleError
 from lib_ziplora.hosts._diffusers.model import denoiser_of
+from lib_ziplora.hosts._webui.host import WebuiHost
 from lib_ziplora.hosts.standalone import StandaloneHost
 from lib_ziplora.lora.formats.speedups import distilled_model, speed_up_lora
 from lib_ziplora.pipeline import merge as pipeline
@@ -129,15 +130,28 @@ def test_single_files_of_another_kind_are_refused_by_name(
     tmp_path: Path, name: str, tensors: list[str], metadata: dict[str, str], says: str
 ) -> None:
     path = single(tmp_path / f"{name}.safetensors", *tensors, metadata=metadata)
-    with pytest.raises(HostError, match=says) as refused:
-        StandaloneHost(path, device="cpu").check()
-    assert path.name in str(refused.value)
+    for check in (StandaloneHost(path, device="cpu").check, webui_with(path).check_file):
+        with pytest.raises(HostError, match=says) as refused:
+            check()
+        assert path.name in str(refused.value)
+
+
+def webui_with(path: Path) -> WebuiHost:
+    """What the WebUIs' adapters share, with a checkpoint chosen."""
+
+    class Host(WebuiHost):
+        def chosen(self) -> Any:
+            return SimpleNamespace(filename=str(path))
+
+    return Host()
 
 
 def test_ordinary_single_files_are_taken_and_a_configuration_of_another_kind_is_not(tmp_path: Path) -> None:
     for name in ("sd_xl_base", "overflowXL", "rectifiedXL"):
         path = single(tmp_path / f"{name}.SAFETENSORS", metadata={"modelspec.prediction_type": "epsilon"})
         StandaloneHost(path, device="cpu").check()
+        webui_with(path).check_file()
+    webui_with(tmp_path / "old.ckpt").check_file()
     with pytest.raises(HostError, match="flow matching"):
         StandaloneHost(path, device="cpu", config=folder(tmp_path, scheduler=FLOW)).check()
 
@@ -155,12 +169,12 @@ def test_a_shortened_model_of_full_width_is_told_by_its_missing_layers(tmp_path:
         | {name: torch.zeros(1) for name in SDXL_FILE},
         path,
     )
-    host = StandaloneHost(path, device="cpu")
-    if not gone:
-        host.check()
-    else:
-        with pytest.raises(HostError, match="SSD-1B"):
-            host.check()
+    for check in (StandaloneHost(path, device="cpu").check, webui_with(path).check_file):
+        if not gone:
+            check()
+        else:
+            with pytest.raises(HostError, match="SSD-1B, Vega"):
+                check()
 
 
 @pytest.mark.parametrize("zero_snr", [False, True])

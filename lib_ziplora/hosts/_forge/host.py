@@ -178,6 +178,7 @@ class ForgeFamilyHost(WebuiHost):
         if not getattr(model, "is_sdxl", False):
             raise HostError(f"{name} is not SDXL. {NEED}")
         unet = model.forge_objects_original.unet.model.diffusion_model
+        self.check_file()
         check_layers(name, unet)
         check_base(name, unet, _widths(model.forge_objects_original.clip.cond_stage_model))
         self.backend.check(model)

@@ -66,6 +66,12 @@ class WebuiHost:
         except HostError:
             return {}
 
+    def check_file(self) -> None:
+        """Raise HostError for a checkpoint file that says of itself that it is no ordinary SDXL."""
+        entry = self.chosen()
+        if entry is not None and entry.filename.lower().endswith(loras.SUFFIX):
+            checkpoint_files.check_variant(Path(entry.filename))
+
     def distilled(self) -> str:
         """See ``KnowsLayers``; by the checkpoint's name and metadata."""
         try:
