@@ -199,12 +199,29 @@
         return [];
     }
 
+    function confirmed(name) {
+        const question = `Delete ${name} and what ZipLoRA has written beside it? This can't be undone.`;
+        return name && window.confirm(question) ? name : "";
+    }
+
+    // A merge that was deleted or renamed: its card goes, that of its new name comes.
+    function changed() {
+        const told = find("#ziplora_adjust_about [data-gone]");
+        if (!told) return [];
+        for (const tab of ["txt2img", "img2img"]) {
+            const cards = [...document.querySelectorAll(`#${tab}_lora_cards .card`)];
+            cards.filter((card) => card.dataset.name === told.dataset.gone).forEach((card) => card.remove());
+        }
+        if (told.dataset.now) showCard(told.dataset.now);
+        return [];
+    }
+
     function chosenPicture() {
         const thumbnails = [...document.querySelectorAll("#ziplora_compare_gallery .thumbnail-small")];
         return thumbnails.findIndex((thumbnail) => thumbnail.classList.contains("selected"));
     }
 
-    window.ziplora = {submitted, shown, outdated, checked, copyTag, send, showCard, previewed, chosenPicture, followed: () => job};
+    window.ziplora = {submitted, shown, outdated, checked, copyTag, send, showCard, previewed, chosenPicture, confirmed, changed, followed: () => job};
 
     // gradio 5 and later mount what stands in a closed panel when it is opened for the first time.
     function mountPanels(root) {

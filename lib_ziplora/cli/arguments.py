@@ -24,6 +24,8 @@ ZipLoRA for Stable Diffusion XL: merge subject LoRAs and style LoRAs into one fi
   explain    what a merge did, in words and by block
   compare    draw a merge beside what it was made of
   matrix     every subject merged with every style
+  rename     give a merge another name, with all that lies beside it
+  remove     delete a merge with all that was written beside it
   inspect    show what is in a LoRA file, or where two of them overlap
   self-test  whether a checkpoint can be merged against on this machine
   serve      the same as a page in the browser
@@ -158,6 +160,16 @@ Tell what a merge did, from the coefficients that it has left beside its file (N
 in words, and how much of each LoRA is left in every block.
 """
 
+REMOVE_DESCRIPTION = """\
+Delete a merge and what was written with it: coefficients, report, card, preview, parts. Only
+what ZipLoRA has written goes, and only beside a merge whose coefficients (NAME.ziplora) fit it.
+"""
+
+RENAME_DESCRIPTION = """\
+Give a merge another name, and all that lies beside it: coefficients, report, card, preview,
+parts. OUT is a name for the first --lora-dir, or OUT.safetensors.
+"""
+
 CHECK_EPILOG = """\
 example:
 
@@ -182,7 +194,7 @@ def parser() -> argparse.ArgumentParser:
     names = top.add_subparsers(
         dest="command",
         required=True,
-        metavar="{merge,check,re-export,explain,compare,matrix,inspect,self-test,serve}",
+        metavar="{merge,check,re-export,explain,compare,matrix,rename,remove,inspect,self-test,serve}",
     )
 
     def command(
@@ -224,6 +236,8 @@ def parser() -> argparse.ArgumentParser:
     )
     matrix = command("matrix", MATRIX_DESCRIPTION, MATRIX_EPILOG, commands.matrix, MatrixRequest, matrix_from)
     inspect = command("inspect", INSPECT_DESCRIPTION, INSPECT_EPILOG, commands.inspect)
+    rename = command("rename", RENAME_DESCRIPTION, "", commands.rename)
+    remove = command("remove", REMOVE_DESCRIPTION, "", commands.remove)
     command("self-test", SELF_TEST_DESCRIPTION, SELF_TEST_EPILOG, commands.self_test)
     _add_serve(command("serve", SERVE_DESCRIPTION, SERVE_EPILOG, commands.serve))
     for one in (merge, again, matrix):
@@ -236,7 +250,9 @@ def parser() -> argparse.ArgumentParser:
         "files", nargs="+", type=Path, metavar="FILE", help="one LoRA file, or two to compare"
     )
     inspect.add_argument("--layers", action="store_true", help="list every layer (one file)")
-    explain.add_argument("merged", metavar="MERGED", help="merged LoRA file or its .ziplora")
+    for one in (explain, rename, remove):
+        one.add_argument("merged", metavar="MERGED", help="merged LoRA file or its .ziplora, or its name")
+    rename.add_argument("output", metavar="OUT", help="the new name")
     _add_output(explain, "FILE.html", "write it as a page too", required=False)
     _add_output(compare, "SHEET.png", "the sheet", required=True)
     compare.add_argument("--pictures", type=Path, metavar="DIR", help="save every picture there too")

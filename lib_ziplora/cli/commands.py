@@ -110,6 +110,21 @@ def explain(args: argparse.Namespace) -> int:
     return OK
 
 
+def remove(args: argparse.Namespace) -> int:
+    """``remove``: delete a merge with what was written beside it, and print each file."""
+    files = Service(_host(args)).remove(args.merged)
+    print(*files.written, sep="\n")
+    _warn(f"{path} is not from ZipLoRA and stays." for path in files.own)
+    return OK
+
+
+def rename(args: argparse.Namespace) -> int:
+    """``rename``: give a merge and what was written beside it another name, and print each file."""
+    files = Service(_host(args)).rename(args.merged, args.output)
+    print(*files.written, *files.own, sep="\n")
+    return OK
+
+
 def self_test(args: argparse.Namespace) -> int:
     """``self-test``: print whether the checkpoint can be merged against here."""
     found = Service(_host(args)).self_test()

@@ -194,7 +194,7 @@ class Host(Protocol):
         ...
 
     def refresh(self, path: Path) -> None:
-        """Make a file that was just written known to the host."""
+        """Make a file that was just written known to the host, or forget one that is gone."""
         ...
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from ..errors import HostError, ZipLoraError
 from ..hosts import Draws, Host
 from ..library.card import with_card, write_preview
 from ..library.json_store import data_folder
+from ..library.merges import MergeFiles, remove_merge, rename_merge
 from ..library.recent import RecentMerges
 from ..library.timing import Timing
 from ..pictures.compare import PreparedComparison, compare, prepare_compare
@@ -79,10 +81,36 @@ class Service(JobQueue):
         Raises:
             HostError: a job runs or waits, for which the test would have to wait.
         """
-        if any(not job.ended for job in self.jobs()):
-            raise HostError("A job is running or waiting. Start the self-test when it has ended.")
-        with self.host.exclusive():
+        with self._alone("Start the self-test"):
             return self_test(self.host)
+
+    def remove(self, name: str) -> MergeFiles:
+        """Delete a merge with all that belongs to it, see ``library.merges.remove_merge``.
+
+        Raises:
+            HostError: a job runs or waits.
+        """
+        with self._alone("Delete the merge"):
+            self.written += 1
+            return remove_merge(self.host, name)
+
+    def rename(self, name: str, output: str) -> MergeFiles:
+        """Rename a merge with all that belongs to it, see ``library.merges.rename_merge``.
+
+        Raises:
+            HostError: a job runs or waits.
+        """
+        with self._alone("Rename the merge"):
+            self.written += 1
+            return rename_merge(self.host, name, output)
+
+    @contextmanager
+    def _alone(self, what: str) -> Iterator[None]:
+        """The host, while no job has it or waits for it."""
+        if any(not job.ended for job in self.jobs()):
+            raise HostError(f"A job is running or waiting. {what} when it has ended.")
+        with self.host.exclusive():
+            yield
 
     def prepare(self, request: Request) -> Prepared:
         """See ``JobQueue.prepare``."""

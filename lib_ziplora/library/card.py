@@ -14,6 +14,7 @@ from typing import Any
 from ..config import labels
 from ..errors import OutputError
 from ..hosts import Drawn, Host, ShowsCards
+from ..hosts.cards import user_metadata
 from ..lora.io.atomic import atomic_text, atomic_write
 from ..lora.io.sidecar import sidecar_path
 from ..report.report import MergeReport, failure
@@ -43,6 +44,11 @@ def with_card(report: MergeReport, host: Host) -> MergeReport:
 def card_path(lora: Path) -> Path:
     """The file of a LoRA's card."""
     return lora.with_suffix(".json")
+
+
+def own_card(file: Path) -> bool:
+    """Whether a card was written from here, whoever has written on it since."""
+    return OWN in user_metadata(file)
 
 
 def write_card(merged: str, host: Host) -> Path:
@@ -167,8 +173,7 @@ def _preview_target(lora: Path, replace: bool) -> Path:
         OutputError: a picture of the user's is in the way.
     """
     stem = lora.name.removesuffix(lora.suffix)
-    named = [lora.with_name(f"{stem}{part}.{end}") for end in PREVIEW_ENDINGS for part in ("", ".preview")]
-    foreign = [file for file in named if file.is_file() and not _ours(file)]
+    foreign = [file for file in previews(lora) if not own_preview(file)]
     target = lora.with_name(f"{stem}.preview.png")
     if not foreign:
         return target
@@ -184,7 +189,14 @@ def _preview_target(lora: Path, replace: bool) -> Path:
     )
 
 
-def _ours(file: Path) -> bool:
+def previews(lora: Path) -> list[Path]:
+    """The pictures that the WebUI takes for a LoRA's preview."""
+    stem = lora.name.removesuffix(lora.suffix)
+    named = (lora.with_name(f"{stem}{part}.{end}") for end in PREVIEW_ENDINGS for part in ("", ".preview"))
+    return [file for file in named if file.is_file()]
+
+
+def own_preview(file: Path) -> bool:
     """Whether a picture was written from here."""
     from PIL import Image, UnidentifiedImageError
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import gradio as gr
 
 from ..config import setting_fields
@@ -11,11 +14,15 @@ from ..names import free_name
 from . import text
 from .controller import CHOOSE_MERGE, TabController
 from .controls import Controls, Updates, Values, prefilled
+from .explain import explained
 from .forms import STRENGTH_VALUES, STRENGTHS
 
 NAME = ("adjust_output", "adjust_output_filled")
 SHOWN = ("adjust_about", *STRENGTH_VALUES, "adjust_rank", "adjust_precision", *NAME)
 """What changes with the merge that is picked."""
+PICKERS = ("adjust_source", "explain", "compare_source")
+Change = Callable[[str, str], tuple[str, str]]
+"""From a merge and a name to what the merge is called then, "" for nothing, and a box that says so."""
 
 
 def adjust_panel(controller: TabController, controls: Controls) -> None:
@@ -42,7 +49,10 @@ def adjust_panel(controller: TabController, controls: Controls) -> None:
         controls.add(
             gr.Checkbox, "adjust_overwrite", False, label="Overwrite an existing LoRA with the new name"
         )
-        controls.add(gr.Button, "reexport", "Re-export", variant="primary")
+        with gr.Row(elem_classes=["ziplora-buttons"]):
+            controls.add(gr.Button, "reexport", "Re-export", variant="primary")
+            controls.add(gr.Button, "rename", "Rename the merge")
+            controls.add(gr.Button, "remove", "Delete the merge")
 
 
 def adjust_events(controller: TabController, controls: Controls) -> None:
@@ -53,6 +63,28 @@ def adjust_events(controller: TabController, controls: Controls) -> None:
         ("adjust_source", *NAME),
         SHOWN,
     )
+    outputs = (*(name for name in PICKERS if name in controls), *SHOWN, "explained")
+    for button, change, js in (
+        ("rename", controller.rename, ""),
+        ("remove", controller.remove, "(name, ...values) => [ziplora.confirmed(name), ...values]"),
+    ):
+        handler = partial(_changed, controller, change)
+        changed = controls.on(controls[button].click, handler, ("adjust_source", *NAME), outputs, js=js)
+        controls.script(changed.then, "() => ziplora.changed()")
+
+
+def _changed(controller: TabController, change: Change, given: Values) -> Updates:
+    """What the panels show once a merge was renamed or deleted."""
+    name = given["adjust_source"]
+    if not name:
+        return {}
+    now, box = change(name, given["adjust_output"] or "")
+    if now == name:
+        return {"adjust_about": box}
+    controller.loras.forget()
+    picked = gr.update(choices=controller.merges(), value=now or None)
+    shown = {**adjustable(controller, now, given), "explained": explained(controller.host, now)}
+    return {**dict.fromkeys(PICKERS, picked), **shown, "adjust_about": box}
 
 
 def adjustable(controller: TabController, name: str | None, given: Values) -> Updates:

@@ -150,6 +150,24 @@ class TabController:
             raise ConfigError("No merged LoRA is chosen. Choose the one to export again.")
         return reexport_request(given, steerable(self.host, name))
 
+    def rename(self, name: str, output: str) -> tuple[str, str]:
+        """Rename a merge with all that belongs to it; its name then, and a box that says so or why not."""
+        try:
+            files = self.service.rename(name, output.strip())
+        except ZipLoraError as error:
+            return name, text.error(str(error))
+        return files.lora.stem, text.gone(f"{name} is {files.lora.stem} now.", name, files.lora.stem)
+
+    def remove(self, name: str, _: str) -> tuple[str, str]:
+        """Delete a merge with all that belongs to it; "", and a box that says so, or its name and why not."""
+        try:
+            files = self.service.remove(name)
+        except ZipLoraError as error:
+            return name, text.error(str(error))
+        words = f"Deleted {', '.join(path.name for path in files.written)}."
+        words += f" {', '.join(path.name for path in files.own)} is yours and stays." if files.own else ""
+        return "", text.gone(words, name)
+
     def self_test(self) -> str:
         """The self-test's paragraph, or why it can't be made now."""
         try:

@@ -38,6 +38,12 @@ def notice(message: str, outcome: str = "notice") -> str:
     return f'<div class="ziplora-box" role="status" data-outcome="{escape(outcome)}">{escape(message)}</div>'
 
 
+def gone(message: str, name: str, now: str = "") -> str:
+    """A neutral box about a merge that is gone, or has another name now; the page's script reads both names."""
+    names = f'data-gone="{escape(name)}" data-now="{escape(now)}"'
+    return f'<div class="ziplora-box" role="status" {names}>{escape(message)}</div>'
+
+
 def facts(words: str) -> str:
     """A line in small letters below a picker."""
     return f'<div class="ziplora-facts">{escape(words)}</div>'

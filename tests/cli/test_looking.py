@@ -72,6 +72,21 @@ def test_explain_prints_words_and_writes_the_page(merged: Path, capsys: pytest.C
     assert cli.main(["explain", PAIR[0]]) == 1
 
 
+def test_a_merge_is_renamed_and_removed_with_what_lies_beside_it(
+    merged: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, (subject, _) = merged.parent, PAIR
+    endings = ("json", "report.html", "report.json", "safetensors", "ziplora")
+    assert sorted(path.name for path in folder.iterdir()) == [f"both.{ending}" for ending in endings]
+    assert cli.main(["rename", str(merged), str(folder / "x.safetensors")]) == 0
+    named = {str(folder / f"x.{ending}") for ending in endings}
+    assert set(capsys.readouterr().out.split()) >= named == {str(path) for path in folder.iterdir()}
+    assert cli.main(["remove", "x", "--lora-dir", str(folder)]) == 0
+    assert set(capsys.readouterr().out.split()) == named and not list(folder.iterdir())
+    assert cli.main(["remove", subject]) == 1
+    assert "no coefficients beside it" in capsys.readouterr().err and Path(subject).is_file()
+
+
 def test_matrix_merges_what_it_can(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for file in (minixl.SUBJECT, minixl.STYLE):
         shutil.copy(file, tmp_path)

@@ -75,7 +75,12 @@ def extension(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Exten
         StableDiffusionProcessing=processing, StableDiffusionProcessingTxt2Img=processing
     )
     pages = [
-        SimpleNamespace(name=name, lister=SimpleNamespace(update_file_entry=looked_at.append))
+        SimpleNamespace(
+            name=name,
+            lister=SimpleNamespace(
+                update_file_entry=looked_at.append, reset=lambda seen=looked_at: seen.append("")
+            ),
+        )
         for name, looked_at in (("lora", found.looked_at), ("checkpoints", []))
     ]
     modules.ui_extra_networks = SimpleNamespace(extra_pages=pages)
@@ -177,6 +182,7 @@ def test_the_list_never_shrinks_while_merges_are_written(extension: Extension) -
 
 def test_the_pane_looks_again_at_what_was_written(extension: Extension) -> None:
     file, preview = (extension.folder / f"cat.{end}" for end in ("safetensors", "preview.png"))
+    preview.write_bytes(b"")
     a1111_loras.refresh(file, None)
     A1111Host().card_changed(preview)
     assert extension.looked_at == [str(file), str(preview)]
@@ -191,6 +197,22 @@ def test_a_file_that_was_replaced_is_found_by_its_new_hash_alone(extension: Exte
     assert list(extension.available_network_hash_lookup) == ["new"]
     assert extension.available_network_hash_lookup["new"] is extension.available_networks["cat"]
     assert not extension.forbidden_network_aliases
+
+
+def test_a_file_that_is_gone_leaves_the_list_and_no_other_does(extension: Extension) -> None:
+    for name in NAMES:
+        file = extension.folder / f"{name}.safetensors"
+        file.write_text(f"of {name}")
+        a1111_loras.refresh(file, None)
+    extension.networks_in_memory["cat"] = SimpleNamespace(network_on_disk=extension.available_networks["cat"])
+    (extension.folder / "cat.safetensors").unlink()
+    a1111_loras.refresh(extension.folder / "cat.safetensors", None)
+    for table in (extension.available_networks, extension.available_network_aliases):
+        assert list(table) == ["dog", "ink"]
+    assert list(extension.available_network_hash_lookup) == ["of dog", "of ink"]
+    assert not extension.networks_in_memory and extension.looked_at[-1] == ""
+    a1111_loras.refresh(extension.folder / "elsewhere" / "dog.safetensors", None)
+    assert "dog" in extension.available_networks
 
 
 def test_an_alias_of_two_files_means_neither(extension: Extension) -> None:

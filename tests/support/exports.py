@@ -32,8 +32,8 @@ def merge(host, method="ziplora", **settings):
     return run(MergeRequest(loras, "merged", settings=base.settings), host)
 
 
-def again(host, output="again", **asked):
-    return run(ReexportRequest("merged", output, **asked), host)
+def again(host, output="again", source="merged", **asked):
+    return run(ReexportRequest(source, output, **asked), host)
 
 
 def tensors(host, name):

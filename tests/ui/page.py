@@ -26,12 +26,14 @@ class Page:
     Attributes:
         job: the one that the page's script follows.
         picture: number of the picture that is chosen in the gallery.
+        confirms: whether the user says yes to what the page asks.
     """
 
     def __init__(self, service: Service, defaults: dict[str, Any] | None = None, folder: str = "") -> None:
         self.service = service
         self.blocks = tab.build(service, defaults, folder)
         self.job, self.picture, self.recalled = "", -1, ""
+        self.confirms = True
         self._ids = {
             block.elem_id.removeprefix("ziplora_"): block._id
             for block in self.blocks.blocks.values()
@@ -124,6 +126,8 @@ class Page:
     def _scripted(self, js: str, given: list[Any]) -> list[Any]:
         """The values that the page's script hands on."""
         first = {"followed()": self.job, "chosenPicture()": self.picture, "recalled()": self.recalled}
+        if "confirmed(" in js and not self.confirms:
+            return ["", *given[1:]]
         return next(([value, *given[1:]] for call, value in first.items() if call in js), given)
 
     def _update(self, key: int, value: Any) -> None:

@@ -11,6 +11,7 @@ from lib_ziplora.jobs.service import Service
 from lib_ziplora.ui.forms import STRENGTH_VALUES
 
 from ..support.exports import again, host_of_three, merge, same_tensors
+from ..support.small_merges import request
 from .page import Page, words
 
 
@@ -105,3 +106,33 @@ def test_a_damaged_file_shows_its_reason_instead_of_sliders(host: Any, page: Pag
     page.fire("adjust_source", "input")
     assert not any(page.shown[f"{name}.visible"] for name in STRENGTH_VALUES)
     assert "damaged" in words(page["adjust_about"])
+
+
+def test_a_merge_is_renamed_and_every_panel_follows(host: Any, page: Page) -> None:
+    page.set(adjust_output=" mine ")
+    page.fire("rename")
+    assert 'data-gone="merged" data-now="mine"' in page["adjust_about"]
+    assert (page["adjust_source"], page["explain"]) == ("mine", "mine")
+    assert 'data-explained="mine"' in page["explained"]
+    assert {"mine.safetensors", "mine.ziplora"} <= {path.name for path in host.folder.iterdir()}
+    page.set(adjust_output="dog")
+    page.fire("rename")
+    assert "dog.safetensors exists already" in words(page["adjust_about"]) and page["adjust_source"] == "mine"
+
+
+def test_a_merge_is_deleted_once_the_user_has_said_yes(host: Any, page: Page) -> None:
+    page.confirms = False
+    page.fire("remove")
+    assert (host.folder / "merged.safetensors").is_file() and page["adjust_source"] == "merged"
+    page.confirms = True
+    page.fire("remove")
+    assert "Deleted merged.safetensors, merged.ziplora" in words(page["adjust_about"])
+    assert (page["adjust_source"], page["explain"]) == (None, None)
+    assert not [path for path in host.folder.iterdir() if path.stem == "merged"]
+
+
+def test_nothing_is_deleted_while_a_job_waits(host: Any, page: Page) -> None:
+    page.service.submit(request(output="another"), background=False)
+    page.fire("remove")
+    assert "Delete the merge when it has ended" in words(page["adjust_about"])
+    assert (host.folder / "merged.safetensors").is_file()

@@ -114,8 +114,14 @@ def output_path(name: str) -> Path:
 
 
 def listed_again(networks: Any, path: Path) -> None:
-    """Make a file that was just written known to list and pane, and forget conditionings made with an older one."""
-    _list(networks, path)
+    """Make a file that was just written known to list and pane, or forget one that is gone.
+
+    Conditionings made with an older one are forgotten too.
+    """
+    if path.is_file():
+        _list(networks, path)
+    else:
+        _forget(networks, path)
     card_changed(path)
     _clear_conditioning_caches()
 
@@ -136,13 +142,30 @@ def _list(networks: Any, path: Path) -> None:
     networks.available_networks[name] = aliases[name] = aliases[entry.alias] = entry
 
 
+def _forget(networks: Any, path: Path) -> None:
+    """Take one file off the extension's list; the others are never off it."""
+    entry = networks.available_networks.get(path.stem)
+    if entry is None or Path(entry.filename).absolute() != path.absolute():
+        return
+    tables = (
+        networks.available_networks,
+        networks.available_network_aliases,
+        networks.available_network_hash_lookup,
+    )
+    for table in tables:
+        for name in [name for name, one in list(table.items()) if one is entry]:
+            table.pop(name, None)
+
+
 def card_changed(path: Path) -> None:
     """Have the LoRA pane look at a file again, as the WebUI does after it has written one itself."""
     from modules import ui_extra_networks
 
     for page in ui_extra_networks.extra_pages:
-        if page.name == "lora":
+        if page.name == "lora" and path.exists():
             page.lister.update_file_entry(str(path))
+        elif page.name == "lora":
+            page.lister.reset()
 
 
 def _clear_conditioning_caches() -> None:

@@ -61,6 +61,13 @@ def merged_metadata(
     return result
 
 
+def renamed(metadata: Mapping[str, str], name: str, sidecar: str) -> dict[str, str]:
+    """The strings of a merge's header that hold its name, with another; ``sidecar`` is its coefficients' new file."""
+    note = read_recipe(metadata).get("coefficients")
+    named = {"ss_output_name": name, "modelspec.title": name}
+    return {**named, f"{OWN_PREFIX}coefficients": _json({**note, "file": sidecar})} if note else named
+
+
 def read_recipe(metadata: Mapping[str, str]) -> dict[str, Any]:
     """The ``ziplora_`` items of a header, without prefix, JSON decoded where it is JSON."""
     return {

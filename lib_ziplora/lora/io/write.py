@@ -21,6 +21,7 @@ from .inspect import describe, parse_header, unsupported_reason
 from .serialize import (
     FORMATS,
     TEXT_PREFIX,
+    Entry,
     file_entries,
     header_bytes,
     missing_text_attention,
@@ -147,6 +148,19 @@ def write_unnamed(
     except OSError as error:
         raise unwritable(file, error) from error
     return data_sha256
+
+
+def copy_lora(source: Path, temporary: Path, strings: Mapping[str, str]) -> None:
+    """Copy a LoRA to a new file of ``atomic_writes``, with other strings in its header; tensors stay, byte for byte."""
+    raw = header_of(source)
+    places = sorted(raw.tensors.items(), key=lambda item: (item[1].begin, item[1].end))
+    entries = {name: Entry(one.dtype, one.shape, one.end - one.begin) for name, one in places}
+    with source.open("rb") as given, temporary.open("xb") as copied:
+        copied.write(header_bytes(entries, {**raw.metadata, **strings}))
+        given.seek(raw.data_start)
+        shutil.copyfileobj(given, copied)
+        copied.flush()
+        os.fsync(copied.fileno())
 
 
 def _tensors(
