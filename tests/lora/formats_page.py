@@ -216,7 +216,8 @@ In norm layers {code(list(NORM_PARTS))} mean {code(list(NORM_PARTS.values()))} (
 ## PEFT's configuration
 
 In `{SIDECAR}` beside a file with PEFT's names, or in diffusers' header (`{HEADER_KEY}`). An `alpha` or `scale` tensor goes
-before it. Where neither is there, alpha is the rank, and with PEFT's names that is said.
+before it. Where neither is there, alpha is the rank, and with PEFT's names that is said. What a configuration leaves
+out is PEFT's own default; one that can't be read, or is of another type than the file, is refused by name.
 
 {table(("option", "what is done"), options())}
 

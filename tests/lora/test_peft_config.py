@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from lib_ziplora.errors import Interrupted
-from lib_ziplora.lora.formats.peft_config import SIDECAR, SIDECAR_LIMIT
+from lib_ziplora.errors import Interrupted, UnsupportedLoraError
+from lib_ziplora.lora.formats.peft_config import HEADER_KEY, SIDECAR, SIDECAR_LIMIT
 from lib_ziplora.lora.io.read import read_lora
 from lib_ziplora.lora.lowrank import RankRule
 
@@ -42,23 +42,53 @@ def test_pefts_configuration_beside_the_file_gives_the_alphas(tmp_path):
     assert scalings(tmp_path) == pytest.approx({Q: 3.0, K2: 3.0})  # ^ is the start of unet.down_blocks
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_an_editors_encoding_changes_nothing(tmp_path, encoding):
+    (tmp_path / SIDECAR).write_bytes(json.dumps(CONFIG).encode(encoding))
+    assert scalings(tmp_path) == pytest.approx({Q: 2.0, K2: 0.5})
+
+
+def test_what_a_configuration_leaves_out_is_pefts_own_default(tmp_path):
+    peft = pytest.importorskip("peft")
+    (tmp_path / SIDECAR).write_text('{"peft_type": "LORA"}')
+    alpha = peft.LoraConfig().lora_alpha
+    assert scalings(tmp_path) == pytest.approx({Q: alpha / 3, K2: alpha / 2})
+    assert {peft.LoHaConfig().alpha, peft.LoKrConfig().alpha, peft.LoraConfig().r} == {alpha}
+
+
+BROKEN = "its PEFT configuration, .*, can't be read.*Put the one there"
+
+
 @pytest.mark.parametrize(
-    "content",
+    ("content", "says"),
     [
-        b"",
-        b"[]",
-        b"{",
-        b"\xff\xfe",
-        b"[" * 100_000,
-        json.dumps(CONFIG | {"peft_type": "LOHA"}).encode(),
-        json.dumps(CONFIG | {"lora_alpha": "6", "alpha_pattern": 3}).encode(),
-        json.dumps(CONFIG | {"lora_alpha": True, "alpha_pattern": {"to_q": None, "to_k": "x"}}).encode(),
-        json.dumps(CONFIG).encode() + b" " * SIDECAR_LIMIT,
+        (b"", BROKEN),
+        (b"[]", BROKEN),
+        (b"{", BROKEN),
+        (b"\xff\xfe", BROKEN),
+        (b"[" * 100_000, BROKEN),
+        (json.dumps(CONFIG).encode() + b" " * SIDECAR_LIMIT, BROKEN),
+        (json.dumps(CONFIG | {"peft_type": "LOHA"}).encode(), "is for LOHA, which the file is not"),
+        (json.dumps(CONFIG | {"lora_alpha": "6"}).encode(), "lora_alpha in .* is '6' instead of a number"),
+        (json.dumps(CONFIG | {"lora_alpha": True}).encode(), "lora_alpha in .* is True"),
+        (json.dumps(CONFIG | {"lora_alpha": None}).encode(), "lora_alpha in .* is None"),
+        (json.dumps(CONFIG | {"alpha_pattern": 3}).encode(), "alpha_pattern in .* is 3"),
+        (json.dumps(CONFIG | {"rank_pattern": {"to_q": "x"}}).encode(), "rank_pattern in .* 'x'"),
     ],
+    ids=lambda value: str(value)[:40],
 )
-def test_a_configuration_that_is_none_is_left_alone(tmp_path, content):
+def test_a_configuration_that_does_not_tell_the_alpha_is_refused_by_name(tmp_path, content, says):
     (tmp_path / SIDECAR).write_bytes(content)
-    assert scalings(tmp_path) == {Q: 1.0, K2: 1.0}
+    with pytest.raises(UnsupportedLoraError, match=f"adapter_model.safetensors can't be merged: .*{says}"):
+        scalings(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", ""])
+def test_so_is_one_in_the_header(tmp_path, text):
+    content = tensors(layers(layer(Q, rank=3)), DIALECTS["diffusers"], with_alpha=False)
+    path = save(tmp_path / "a.safetensors", content, {HEADER_KEY: text})
+    with pytest.raises(UnsupportedLoraError, match=f"{HEADER_KEY}, can't be read"):
+        read_lora(path)
 
 
 def test_a_folder_of_that_name_is_left_alone(tmp_path):

@@ -7,6 +7,7 @@ component's, without a prefix, to ``adapter_config.json`` in the same folder. Th
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -25,10 +26,13 @@ PATTERNS = ("alpha_pattern", "rank_pattern")
 
 # PEFT's types that can be read -> where their alpha stands.
 ALPHAS = {"LORA": "lora_alpha", "LOHA": "alpha", "LOKR": "alpha"}
+DEFAULT = 8
+"""PEFT's own alpha and rank, where a configuration leaves them out."""
 # Ways to begin that leave the checkpoint's weights as they are.
 HARMLESS_STARTS = frozenset({"gaussian", "eva", "orthogonal"})
 # Ways to begin that took a part off the checkpoint's weights, which follows from those and the rank alone.
 STARTS = frozenset({"pissa", "olora"})
+_REPAIR = "Put the one there that PEFT wrote with it, or take it away"
 _CONVERT = "Save it with PEFT's path_initial_model_for_weight_conversion, which makes an ordinary LoRA of it"
 # Options that make of an adapter what no LoRA file holds -> why.
 REFUSED_OPTIONS = {
@@ -41,9 +45,10 @@ ENCODER_2 = "CLIPTextModelWithProjection"
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """One component's configuration; empty where there is none."""
+    """One component's configuration; empty where there is none, ``broken`` where it is there and can't be read."""
 
     values: Mapping[str, Any]
+    broken: str = ""
 
     @property
     def start(self) -> str:
@@ -65,7 +70,7 @@ class AdapterConfig:
             family: of its tensors.
             rank: of its tensors; None in a family whose tensors don't tell.
         """
-        if family is None or family.upper() != self._type:
+        if not self.values or family is None or family.upper() != self._type:
             return None
         alpha = self._of("alpha_pattern", module, ALPHAS[self._type])
         divisor = rank or self._of("rank_pattern", module, "r")
@@ -73,14 +78,24 @@ class AdapterConfig:
             return None
         return float(alpha) / (math.sqrt(divisor) if self.values.get("use_rslora") is True else divisor)
 
-    def problem(self, magnitudes: bool) -> str:
+    def problem(self, families: Collection[str], magnitudes: bool) -> str:
         """Why its adapter can't be merged, as half a sentence and what to do; "" when it can.
 
         Args:
+            families: of the file's layers.
             magnitudes: whether the file has DoRA's.
         """
+        if self.broken:
+            return (
+                f"its PEFT configuration, {self.broken}, can't be read, so its alpha is not known. {_REPAIR}"
+            )
         if self._type not in ALPHAS:
             return f"it is an adapter of PEFT's type {self._type[:40]}. Choose a LoRA of another kind"
+        if self.values and self._type.lower() not in families:
+            return f"its PEFT configuration is for {self._type}, which the file is not. {_REPAIR}"
+        wrong = next((name for name in (ALPHAS[self._type], *PATTERNS) if not self._numbers(name)), "")
+        if wrong:
+            return f"{wrong} in its PEFT configuration is {self.values[wrong]!r:.40} instead of a number. {_REPAIR}"
         start = self.start
         if start and start not in STARTS:
             return (
@@ -100,6 +115,13 @@ class AdapterConfig:
             )
         return ""
 
+    def _numbers(self, name: str) -> bool:
+        """Whether what an alpha, or every pattern of a kind, says is a number; patterns may be none."""
+        given = self.values.get(name, {} if name in PATTERNS else DEFAULT)
+        if name in PATTERNS:
+            return given is None or (isinstance(given, dict) and all(map(_is_number, given.values())))
+        return _is_number(given)
+
     @property
     def _type(self) -> str:
         return str(self.values.get("peft_type") or "LORA").rpartition(".")[2].upper()
@@ -112,11 +134,13 @@ class AdapterConfig:
         """The value of the first pattern that fits a module, else the one for all; None where it is no number."""
         found = self._patterns(patterns)
         value = next(
-            (value for key, value in found.items() if matches(key, module)), self.values.get(default)
+            (value for key, value in found.items() if matches(key, module)), self.values.get(default, DEFAULT)
         )
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            return None
-        return value
+        return value if _is_number(value) else None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 NONE = AdapterConfig({})
@@ -131,10 +155,12 @@ class AdapterConfigs:
     """
 
     def __init__(self, file: Path, metadata: Mapping[str, str]) -> None:
-        header = _decoded(metadata.get(HEADER_KEY, "{}"))
-        self._header = (
-            {prefix: _component(header, prefix) for prefix in COMPONENTS.values()} if header else {}
-        )
+        header = _decoded(metadata.get(HEADER_KEY, "{}"), HEADER_KEY)
+        self._header = {
+            prefix: _component(header, prefix)
+            for prefix in COMPONENTS.values()
+            if header.values or header.broken
+        }
         self._file = file.parent / SIDECAR
         self._beside: AdapterConfig | None = None
 
@@ -142,7 +168,7 @@ class AdapterConfigs:
     def beside(self) -> AdapterConfig:
         """The one beside the file."""
         if self._beside is None:
-            self._beside = AdapterConfig(_read_sidecar(self._file))
+            self._beside = _read_sidecar(self._file)
         return self._beside
 
     def of(self, name: TensorName) -> AdapterConfig:
@@ -157,25 +183,25 @@ class AdapterConfigs:
         return [self.of(name) for name in sections.values()]
 
 
-def _component(header: Mapping[str, Any], prefix: str) -> AdapterConfig:
-    return AdapterConfig(
-        {key[len(prefix) :]: value for key, value in header.items() if key.startswith(prefix)}
-    )
+def _component(header: AdapterConfig, prefix: str) -> AdapterConfig:
+    own = {key[len(prefix) :]: value for key, value in header.values.items() if key.startswith(prefix)}
+    return AdapterConfig(own, header.broken)
 
 
-def _read_sidecar(path: Path) -> Mapping[str, Any]:
-    """PEFT's configuration of an adapter; empty when there is none, or none of a sane size."""
+def _read_sidecar(path: Path) -> AdapterConfig:
+    """PEFT's configuration of an adapter."""
+    if not path.is_file():
+        return NONE
     try:
-        if path.stat().st_size > SIDECAR_LIMIT:
-            return {}
-        return _decoded(path.read_text(encoding="utf-8"))
+        content = path.read_bytes() if path.stat().st_size <= SIDECAR_LIMIT else b""
+        return _decoded(content.decode(json.detect_encoding(content)), SIDECAR)
     except (OSError, ValueError):
-        return {}
+        return AdapterConfig({}, SIDECAR)
 
 
-def _decoded(text: str) -> Mapping[str, Any]:
+def _decoded(text: str, where: str) -> AdapterConfig:
     try:
         config = load_json(text)
     except ValueError:
-        return {}
-    return config if isinstance(config, dict) else {}
+        config = None
+    return AdapterConfig(config) if isinstance(config, dict) else AdapterConfig({}, where)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ...errors import UnsupportedLoraError
 from ..formats.base_models import BASE_NAMES, detect_base, sole_text_encoder
-from ..formats.families import FAMILIES, MAGNITUDES, RANK_PARTS, needs_weight
+from ..formats.families import FAMILIES, MAGNITUDES, RANK_PARTS, family_of, needs_weight
 from ..formats.keys import ParsedKeys, parse
 from ..formats.peft_config import SIDECAR, STARTS, AdapterConfigs
 from .container import RawHeader, header_of
@@ -118,6 +118,7 @@ def describe(file: Path, raw: RawHeader, parsed: ParsedKeys) -> LoraHeader:
             first = next((parts[part] for part in parts if part in MAGNITUDES), next(iter(parts.values())))
             relative.setdefault("unet" if name.startswith("lora_unet_") else "te", (family, first))
     configs = AdapterConfigs(file, raw.metadata).every(parsed.names.values())
+    kinds = {kind for parts in parsed.modules.values() if (kind := family_of(parts))}
     magnitudes = any(MAGNITUDES & parts.keys() for parts in parsed.modules.values())
     return LoraHeader(
         path=file,
@@ -132,7 +133,7 @@ def describe(file: Path, raw: RawHeader, parsed: ParsedKeys) -> LoraHeader:
         metadata=raw.metadata,
         plain_layers=sum("down" in parts or "up" in parts for parts in parsed.modules.values()),
         relative=relative,
-        problem=next((problem for config in configs if (problem := config.problem(magnitudes))), ""),
+        problem=next((problem for config in configs if (problem := config.problem(kinds, magnitudes))), ""),
         remarks=tuple(
             f"{file.stem}: {remark}" for remark in _remarks(parsed, shapes, any(c.values for c in configs))
         ),
