@@ -12,6 +12,7 @@ from ..options import Schema, from_json, option, schema, typed
 from ..pictures.comparison import CompareRequest
 from ..pipeline.matrix import MatrixRequest
 from ..pipeline.reexport import MERGED, ReexportRequest
+from ..pipeline.scan import ScanRequest
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ SCHEMAS: dict[type, Schema] = {
             },
         ),
         (CompareRequest, {"source": "my_dog_ink", "prompts": ["a sks dog in szn style"], "seeds": 2}),
+        (ScanRequest, {"subjects": ["my_dog"], "styles": ["ink", "clay"]}),
         (InspectRequest, {"lora": "my_dog", "other": "ink"}),
         (ExplainRequest, {"lora": "my_dog_ink"}),
     )

@@ -25,6 +25,7 @@ from ..origins import AllowedOrigins
 from ..pictures.comparison import CompareRequest
 from ..pipeline.matrix import MatrixRequest
 from ..pipeline.reexport import ReexportRequest
+from ..pipeline.scan import PATIENCE, ScanRequest, scan
 from ..report.document import document
 from . import models, views
 from .bodies import SCHEMAS, ExplainRequest, InspectRequest, merge_request
@@ -106,6 +107,19 @@ class _Endpoints:
             with self._reading:
                 found = self.service.preflight(request)
         return views.check_view(found, views.wording(self.host, request))
+
+    def scan(self, body: dict[str, Any] = BODY) -> dict[str, Any]:
+        """Which LoRAs go together: the columns' overlap of every subject with every style, the best first.
+
+        No model is needed. It answers after some seconds; while ``pending`` is not 0, ask again: what was found is
+        remembered.
+        """
+        with refusals():
+            request = from_json(ScanRequest, body)
+            self._require_installed(*request.subjects, *request.styles)
+            with self._reading:
+                found = scan(request, self.host, PATIENCE).to_json()
+        return {**found, "pairs": [views.overview_view(pair) for pair in found["pairs"]]}
 
     def explain(self, body: dict[str, Any] = BODY) -> dict[str, Any]:
         """What a merge did, from its saved coefficients: words, figures by block, settings, every update."""
@@ -263,6 +277,7 @@ def _add_lora_routes(router: APIRouter, does: _Endpoints) -> None:
     _add(router, "GET", "/loras", does.loras, "List the installed LoRAs", list[models.LoraView])
     _add(router, "POST", "/inspect", does.inspect, "Inspect one LoRA or two", any_json, asked, InspectRequest)
     _add(router, "POST", "/explain", does.explain, "Explain a merge", any_json, asked, ExplainRequest)
+    _add(router, "POST", "/scan", does.scan, "Tell which LoRAs go together", any_json, asked, ScanRequest)
     _add(router, "GET", "/settings", does.settings, "List the settings", list[models.SettingView])
 
 

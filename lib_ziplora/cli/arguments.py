@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from .. import __version__
-from ..config import MergeRequest
+from ..config import ROLES, MergeRequest
 from ..pictures.comparison import CompareRequest
 from ..pipeline.matrix import MatrixRequest
 from ..pipeline.reexport import ReexportRequest
@@ -23,6 +23,7 @@ ZipLoRA for Stable Diffusion XL: merge subject LoRAs and style LoRAs into one fi
   re-export  write a merge again with other strengths, rank or precision, in a moment
   explain    what a merge did, in words and by block
   compare    draw a merge beside what it was made of
+  scan       which LoRAs go together, before any is merged
   matrix     every subject merged with every style
   rename     give a merge another name, with all that lies beside it
   remove     delete a merge with all that was written beside it
@@ -170,6 +171,22 @@ Give a merge another name, and all that lies beside it: coefficients, report, ca
 parts. OUT is a name for the first --lora-dir, or OUT.safetensors.
 """
 
+SCAN_DESCRIPTION = """\
+Which LoRAs go together? Measure how much every subject and every style pull on the same columns,
+the best pairs first. It needs no checkpoint and no GPU, and a second or two a pair.
+"""
+
+SCAN_EPILOG = """\
+example:
+
+  python -m lib_ziplora scan --subjects benchmarks/minixl/loras/minixl_subject_turtle.safetensors \
+      --styles benchmarks/minixl/loras
+
+printed are the overlap (the mean |cosine| of the same columns), how many times that of chance it
+is, the pair, and what that means. A folder stands for every LoRA in it that can be merged and is
+no merge; without --styles those of the --lora-dir folders are taken.
+"""
+
 CHECK_EPILOG = """\
 example:
 
@@ -194,7 +211,7 @@ def parser() -> argparse.ArgumentParser:
     names = top.add_subparsers(
         dest="command",
         required=True,
-        metavar="{merge,check,re-export,explain,compare,matrix,rename,remove,inspect,self-test,serve}",
+        metavar="{merge,check,re-export,explain,compare,scan,matrix,rename,remove,inspect,self-test,serve}",
     )
 
     def command(
@@ -234,6 +251,7 @@ def parser() -> argparse.ArgumentParser:
         CompareRequest,
         partial(from_arguments, CompareRequest),
     )
+    scan = command("scan", SCAN_DESCRIPTION, SCAN_EPILOG, commands.scan)
     matrix = command("matrix", MATRIX_DESCRIPTION, MATRIX_EPILOG, commands.matrix, MatrixRequest, matrix_from)
     inspect = command("inspect", INSPECT_DESCRIPTION, INSPECT_EPILOG, commands.inspect)
     rename = command("rename", RENAME_DESCRIPTION, "", commands.rename)
@@ -244,7 +262,11 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument(
             "--report", dest="figures", type=Path, metavar="FILE.json", help="write the figures as JSON"
         )
-    for one in (check, explain, inspect):
+    for role in ROLES:
+        meaning = f"{role} LoRAs: files, names in a --lora-dir, or folders of them"
+        needed = role == "subject"
+        scan.add_argument(f"--{role}s", nargs="+", default=[], required=needed, metavar="LORA", help=meaning)
+    for one in (check, explain, inspect, scan):
         one.add_argument("--json", action="store_true", help="print JSON instead of text")
     inspect.add_argument(
         "files", nargs="+", type=Path, metavar="FILE", help="one LoRA file, or two to compare"

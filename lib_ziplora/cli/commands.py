@@ -16,6 +16,7 @@ from ..jobs.requests import Pictures, Prepared
 from ..jobs.service import Service
 from ..library import overview
 from ..library.card import card_path
+from ..library.catalog import catalog
 from ..lora.io.atomic import atomic_text, atomic_write, probe
 from ..names import validate_output
 from ..pictures.compare import save_sheet
@@ -23,6 +24,8 @@ from ..pictures.comparison import Comparison
 from ..pictures.matrix_sheet import Sheet
 from ..pipeline.matrix import PreparedMatrix
 from ..pipeline.prepare import PreparedMerge
+from ..pipeline.scan import ScanRequest
+from ..pipeline.scan import scan as run_scan
 from ..report.document import Document, document
 from ..report.html import page
 from . import text
@@ -99,6 +102,23 @@ def check(args: argparse.Namespace) -> int:
     found = Service(_host(args)).preflight(args.request)
     print(json.dumps(found.to_json(), indent=2) if args.json else "\n".join(text.check_text(found)))
     return FAILED if found.problems else OK
+
+
+def scan(args: argparse.Namespace) -> int:
+    """``scan``: print which subjects and styles go together, the best first."""
+    asked = [[name for given in names for name in _named(given)] for names in (args.subjects, args.styles)]
+    found = run_scan(ScanRequest(*map(tuple, asked)), _host(args))
+    print(json.dumps(found.to_json(), indent=2) if args.json else "\n".join(text.scan_text(found)))
+    return OK
+
+
+def _named(given: str) -> list[str]:
+    """A LoRA, or every one in a folder that can be merged."""
+    if not Path(given).is_dir():
+        return [given]
+    return [
+        str(one.path) for one in catalog(StandaloneHost(None, [Path(given)])) if one.usable and not one.merged
+    ]
 
 
 def explain(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Text output of ``check`` and ``explain``."""
+"""Text output of ``check``, ``scan`` and ``explain``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from ..lora.blocks import Place
 from ..pipeline.preflight import Preflight
+from ..pipeline.scan import Scan
 from ..report.document import Document
 
 GAP = "  "
@@ -34,6 +35,17 @@ def check_text(found: Preflight) -> Iterator[str]:
     if found.overlap:
         yield f"{GAP}overlap  {found.overlap.mean:.3f} (by chance {found.overlap.chance:.3f})"
         yield from _table(found.overlap.blocks, found.overlap.kinds, found.overlap.places)
+
+
+def scan_text(found: Scan) -> Iterator[str]:
+    """``scan`` for people, line by line: the overlap, its multiple of chance, the two LoRAs, and what it means."""
+    widths = [
+        max(len(name) for name in names)
+        for names in zip(*((p.subject, p.style) for p in found.pairs), strict=True)
+    ]
+    for pair in found.pairs:
+        figures = "     -     -" if pair.overlap is None else f"{pair.overlap:6.3f} {pair.ratio:4.1f}x"
+        yield f"{figures}{GAP}{pair.subject:{widths[0]}}{GAP}{pair.style:{widths[1]}}{GAP}{pair.advice}"
 
 
 def explain_text(found: Document) -> Iterator[str]:

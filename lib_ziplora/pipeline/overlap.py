@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import IncompatibleError
 from ..file_cache import cached_by_stat
@@ -19,8 +19,13 @@ from ..lora.layer import Lora, LoraLayer
 from ..training.memory import memory_in_words
 from .inputs import require_common
 
+APART, TOGETHER = 1.5, 3.0
+"""Up to so many times the overlap of chance, LoRAs count as apart; from so many on, as pulling on the same columns."""
 WORK_LIMIT = 3e10
 """Multiplications that may be spent on a comparison: a second or two of one core."""
+
+
+Degree = Literal["apart", "in part", "together"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,13 @@ class Overlap:
         there = {kind for _, kind in self.places}
         return tuple(kind for kind in KINDS if kind in there)
 
+    @property
+    def degree(self) -> Degree:
+        """How much they overlap, measured by chance."""
+        if self.mean <= APART * self.chance:
+            return "apart"
+        return "in part" if self.mean < TOGETHER * self.chance else "together"
+
     def to_json(self) -> dict[str, Any]:
         """Plain data, the places as a list."""
         figures = {name: getattr(self, name) for name in ("mean", "chance", "measured", "common")}
@@ -63,7 +75,7 @@ class Overlap:
         return {**figures, "places": places}
 
 
-@cached_by_stat(64)
+@cached_by_stat(512)
 def overlap_of(*files: Path) -> Overlap:
     """Compare LoRA files; what was found is remembered until one of them changes.
 

@@ -19,11 +19,6 @@ from .overlap import Overlap, overlap_of
 from .prepare import examine
 from .suitability import request_remarks
 
-APART = 1.5
-"""Up to so many times the overlap of chance, LoRAs count as apart."""
-TOGETHER = 3.0
-"""From so many times on, they count as pulling on the same columns."""
-
 
 @dataclass(frozen=True)
 class Preflight:
@@ -155,10 +150,10 @@ def advice(overlap: Overlap, method: str) -> str:
     if not overlap.measured:
         return "They have no layer in common, so the plain sum (method direct) keeps both as they are."
     figures = f"{overlap.mean:.2f}; columns without anything in common have about {overlap.chance:.2f}"
-    if overlap.mean <= APART * overlap.chance:
+    if overlap.degree == "apart":
         end = "." if method == "direct" else ": try the method direct first, it takes seconds."
         return f"These hardly overlap ({figures}). A plain sum will usually do{end}"
-    if overlap.mean < TOGETHER * overlap.chance:
+    if overlap.degree == "in part":
         return (
             f"These overlap in part ({figures}). In a plain sum they disturb each other; learnt coefficients "
             "usually keep more of both."

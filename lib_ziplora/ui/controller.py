@@ -19,6 +19,7 @@ from ..pictures.compare import merge_prompts
 from ..pictures.comparison import Comparison
 from ..pipeline.matrix import prepare_matrix
 from ..pipeline.reexport import ReexportRequest
+from ..pipeline.scan import PATIENCE, scan
 from . import curves, jobs, text
 from .forms import (
     Values,
@@ -26,6 +27,7 @@ from .forms import (
     matrix_request,
     merge_request,
     reexport_request,
+    scan_request,
     suggested_name,
 )
 from .lora_list import LoraList
@@ -187,6 +189,18 @@ class TabController:
         return (
             f'<div class="ziplora-box" role="status" data-matrix="plan"><p>{ready} of {len(cells)} pairs can be '
             f"merged.</p>{jobs.pairs(cells)}</div>"
+        )
+
+    def matrix_scan(self, given: Values) -> str:
+        """A box with the pairs of a matrix, those that go together best first."""
+        try:
+            found = scan(scan_request(given), self.host, PATIENCE)
+        except ZipLoraError as error:
+            return text.error(str(error))
+        more = f" {found.pending} pairs are left: press again to go on." if found.pending else ""
+        return (
+            f'<div class="ziplora-box" role="status" data-matrix="scan"><p>The pairs that disturb each other '
+            f"least come first.{more}</p>{jobs.scanned(found.pairs)}</div>"
         )
 
     def compare_prompts(self, merge: str | None) -> str:

@@ -20,6 +20,7 @@ from ..options import from_json
 from ..pictures.comparison import CompareRequest
 from ..pipeline.matrix import MatrixRequest
 from ..pipeline.reexport import ReexportRequest
+from ..pipeline.scan import ScanRequest
 
 Values = Mapping[str, Any]
 
@@ -144,6 +145,16 @@ def matrix_request(given: Values) -> MatrixRequest:
         styles=_listed(given["matrix_styles"], "style", given["style_weight"]),
         settings=dataclasses.replace(_settings(given), combined_prompt=""),
     )
+
+
+def scan_request(given: Values) -> ScanRequest:
+    """The scan of the LoRAs in the lists of the matrix; without styles, of all that are installed.
+
+    Raises:
+        ConfigError: there is no subject.
+    """
+    subjects, styles = (_listed(given[f"matrix_{role}s"], role, 1) for role in ROLES)
+    return ScanRequest(tuple(lora.lora for lora in subjects), tuple(lora.lora for lora in styles))
 
 
 def compare_request(given: Values) -> CompareRequest:

@@ -15,6 +15,7 @@ from ..jobs.requests import Pictures
 from ..pictures.comparison import CompareRequest
 from ..pictures.matrix_sheet import Sheet
 from ..pipeline.matrix import Cell
+from ..pipeline.scan import ScannedPair
 from ..plots import counted, number
 from ..report.document import FIGURE_HELP, figures
 from ..report.report import MergeReport
@@ -155,7 +156,21 @@ def pairs(cells: Sequence[Cell]) -> str:
         f"<td{' class=ziplora-bad' if cell.state in BAD else ''}>{_state(cell)}</td></tr>"
         for cell in cells
     )
-    head = "".join(f'<th scope="col">{name}</th>' for name in ("subject", "style", "name", "result"))
+    return _pairs_table(("subject", "style", "name", "result"), rows)
+
+
+def scanned(found: Sequence[ScannedPair]) -> str:
+    """A row for every pair of a scan: its LoRAs, their overlap in multiples of chance, and what it means."""
+    rows = "".join(
+        f"<tr><td>{_name(pair.subject)}</td><td>{_name(pair.style)}</td>"
+        f"<td>{'' if pair.overlap is None else f'{pair.ratio:.1f} × chance'}</td><td>{escape(pair.advice)}</td></tr>"
+        for pair in found
+    )
+    return _pairs_table(("subject", "style", "overlap", "advice"), rows)
+
+
+def _pairs_table(names: Sequence[str], rows: str) -> str:
+    head = "".join(f'<th scope="col">{name}</th>' for name in names)
     return (
         f'<div class="ziplora-pairs"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
     )

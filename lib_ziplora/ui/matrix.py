@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import gradio as gr
@@ -49,6 +50,7 @@ def matrix_panel(controller: TabController, controls: Controls) -> None:
         with gr.Row(elem_classes=["ziplora-buttons"]):
             controls.add(gr.Button, "matrix_run", "Merge all pairs", variant="primary")
             controls.add(gr.Button, "matrix_check", "Check the pairs")
+            controls.add(gr.Button, "matrix_scan", "Which go together?")
         controls.add(gr.HTML, "matrix_plan", "")
 
 
@@ -57,12 +59,12 @@ def matrix_events(controller: TabController, controls: Controls) -> None:
     for role in ROLES:
         inputs = (f"matrix_{role}s", role, f"{role}_prompt")
         controls.on(controls[f"matrix_add_{role}"].click, partial(_add, role), inputs, (f"matrix_{role}s",))
-    controls.on(
-        controls["matrix_check"].click,
-        lambda given: {"matrix_plan": controller.matrix_plan(given)},
-        MATRIX_VALUES,
-        ("matrix_plan",),
-    )
+    for button, plan in (("matrix_check", controller.matrix_plan), ("matrix_scan", controller.matrix_scan)):
+        controls.on(controls[button].click, partial(_planned, plan), MATRIX_VALUES, ("matrix_plan",))
+
+
+def _planned(plan: Callable[[Values], str], given: Values) -> Updates:
+    return {"matrix_plan": plan(given)}
 
 
 def _add(role: str, given: Values) -> Updates:

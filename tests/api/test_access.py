@@ -28,7 +28,7 @@ def every_route(client: TestClient) -> list[Callable[..., Any]]:
         ),
         *(
             lambda path=path, **more: client.post(f"{V1}/{path}", json=body(), **more)
-            for path in ("merge", "check", "explain", "inspect", "jobs/x/interrupt", "jobs/x/finish")
+            for path in ("merge", "check", "explain", "inspect", "scan", "jobs/x/interrupt", "jobs/x/finish")
         ),
     ]
 

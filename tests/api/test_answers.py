@@ -28,6 +28,16 @@ def test_the_catalog_judges_by_tensors(client: TestClient, host: LockedHost) -> 
     assert not found["broken"]["usable"] and "broken.safetensors" in found["broken"]["reason"]
 
 
+def test_a_scan_tells_which_loras_go_together(client: TestClient) -> None:
+    answer = client.post(f"{V1}/scan", json={"subjects": ["dog"]})
+    assert answer.status_code == 200 and answer.json()["pending"] == 0
+    (pair,) = [one for one in answer.json()["pairs"] if one["style"] == "ink"]
+    two = client.post(f"{V1}/inspect", json={"lora": "dog", "other": "ink"}).json()
+    assert pair["subject"] == "dog" and abs(pair["overlap"] - two["mean_overlap"]) < 1e-6
+    assert client.post(f"{V1}/scan", json={"subjects": ["gone"]}).status_code == 404
+    assert client.post(f"{V1}/scan", json={"subjects": []}).status_code == 422
+
+
 def test_inspecting_one_and_two(client: TestClient) -> None:
     one = client.post(f"{V1}/inspect", json={"lora": "dog", "layers": True}).json()
     assert (one["name"], one["base"], one["dialect"], one["ranks"]) == ("dog", "sdxl", "kohya", [2])
@@ -92,7 +102,7 @@ def test_the_description_has_every_field_and_every_refusal(client: TestClient) -
         f"{V1}/{path}"
         for path in (
             "merge", "re-export", "jobs", "jobs/{job_id}", "jobs/{job_id}/interrupt", "jobs/{job_id}/finish",
-            "loras", "inspect", "settings", "check", "explain", "matrix", "compare",
+            "loras", "inspect", "settings", "check", "explain", "matrix", "compare", "scan",
         )
     }  # fmt: skip
     for ways in ours.values():

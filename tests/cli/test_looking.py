@@ -72,6 +72,20 @@ def test_explain_prints_words_and_writes_the_page(merged: Path, capsys: pytest.C
     assert cli.main(["explain", PAIR[0]]) == 1
 
 
+def test_scan_prints_the_pairs_of_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["scan", "--subjects", PAIR[0], "--styles", str(minixl.LORAS)]
+    assert cli.main([*asked, "--json"]) == 0
+    pairs = json.loads(capsys.readouterr().out)["pairs"]
+    assert {pair["style"] for pair in pairs} == {f.stem for f in minixl.LORAS.glob("*.safetensors")} - {
+        minixl.SUBJECT.stem
+    }
+    assert [pair["overlap"] for pair in pairs] == sorted(pair["overlap"] for pair in pairs)
+    assert cli.main(asked) == 0
+    assert [line.split()[3] for line in capsys.readouterr().out.splitlines()] == [
+        pair["style"] for pair in pairs
+    ]
+
+
 def test_a_merge_is_renamed_and_removed_with_what_lies_beside_it(
     merged: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -70,6 +70,15 @@ def test_what_makes_no_matrix_is_refused(matrix: Page, changed: dict[str, object
     assert matrix.start("matrix_run") == "" and told in words(matrix["result"])
 
 
+def test_the_lists_are_scanned_for_pairs_that_go_together(matrix: Page) -> None:
+    matrix.set(matrix_subjects="dog | a sks dog", matrix_styles="")
+    matrix.fire("matrix_scan")
+    assert 'data-matrix="scan"' in matrix["matrix_plan"] and matrix["matrix_plan"].count("× chance") >= 1
+    matrix.set(matrix_subjects="")
+    matrix.fire("matrix_scan")
+    assert "No subject" in words(matrix["matrix_plan"])
+
+
 def test_picked_loras_are_added_to_the_lists(pair: Page) -> None:
     pair.fire("matrix_add_subject")
     pair.fire("matrix_add_style")
