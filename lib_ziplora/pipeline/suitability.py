@@ -12,6 +12,7 @@ from ..hosts import Host, KnowsLayers
 from ..library.header_cache import InspectedFile
 from ..library.prompts import prompt_notes
 from ..lora.formats.speedups import speed_up_lora, speed_up_warning
+from ..lora.io.embeddings import bundled
 from ..lora.io.inspect import LoraHeader
 
 DISTILLED_STEPS = 4
@@ -21,13 +22,19 @@ DISTILLED_STEPS = 4
 def request_remarks(request: MergeRequest, headers: Sequence[LoraHeader], host: Host) -> list[str]:
     """Sentences on what a prepared request holds that a merge doesn't follow, or was not made for; none twice.
 
-    LoRAs whose name several files have, speed-up LoRAs, a distilled checkpoint, prompts with tags.
+    LoRAs whose name several files have, embeddings, speed-up LoRAs, a distilled checkpoint, prompts with tags.
     """
     chosen = {lora.lora for lora in request.loras}
     remarks = [lora.remark for lora in host.loras() if lora.remark and lora.name in chosen]
     for header in headers:
         kind = speed_up_lora(header.path, header.metadata)
         remarks += [speed_up_warning(header.name, kind)] if kind else []
+        words = ", ".join(sorted(bundled(header.unknown)))
+        if words and not request.settings.save_embeddings:
+            remarks.append(
+                f"{header.name} brings embeddings along ({words}), which do not go into the merged file. To use them, "
+                "turn on 'Also save bundled embeddings' (--save-embeddings)."
+            )
     settings = request.settings
     if settings.needs.model:
         kind = _distilled(host)

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from lib_ziplora.config import LoraInput, MergeRequest, MergeSettings
 from lib_ziplora.lora.io.embeddings import bundled, save_embeddings
 from lib_ziplora.pipeline.merge import run
+from lib_ziplora.pipeline.preflight import preflight
 
 from ..support.pico_host import PicoHost, module_names, write_kohya
 
@@ -92,9 +93,12 @@ def test_a_merge_saves_them_where_it_is_asked_to(tmp_path, own):
     )
     report = run(request, host)
     assert not (folder / "sks_dog.safetensors").exists()
-    assert any("--save-embeddings" in warning for warning in report.warnings)
+    for name in ("dog", "ink"):
+        assert f"{name} brings embeddings along (sks_{name})" in " ".join(report.warnings)
+    assert set(report.warnings) >= set(preflight(request, host).remarks)
     settings = MergeSettings(method="direct", save_embeddings=True)
     report = run(MergeRequest(request.loras, "both", True, settings), host)
+    assert "--save-embeddings" not in " ".join(report.warnings)
     for number, name in enumerate(("dog", "ink")):
         file = folder / f"sks_{name}.safetensors"
         assert torch.equal(load_file(file)["clip_l"], L + number)

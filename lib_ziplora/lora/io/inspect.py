@@ -14,7 +14,7 @@ from ..formats.families import FAMILIES, MAGNITUDES, RANK_PARTS, family_of, need
 from ..formats.keys import ParsedKeys, parse
 from ..formats.peft_config import SIDECAR, STARTS, AdapterConfigs
 from .container import RawHeader, header_of
-from .embeddings import BUNDLE, bundled
+from .embeddings import BUNDLE
 
 TEXT_ENCODER_2 = "text_encoder_2"
 
@@ -37,7 +37,7 @@ class LoraHeader:
         plain_layers: number of layers that have a low-rank pair.
         relative: ``unet`` and ``te``, where their layers can't be read without the checkpoint's weights -> the first
             such family and the tensor that shows it.
-        problem: why its PEFT configuration keeps it from being merged, as half a sentence, or "".
+        problem: why its adapter or PEFT configuration keeps it from being merged, as half a sentence, or "".
         remarks: sentences about what is in it and is taken otherwise than its tensors alone would say.
     """
 
@@ -133,10 +133,26 @@ def describe(file: Path, raw: RawHeader, parsed: ParsedKeys) -> LoraHeader:
         metadata=raw.metadata,
         plain_layers=sum("down" in parts or "up" in parts for parts in parsed.modules.values()),
         relative=relative,
-        problem=next((problem for config in configs if (problem := config.problem(kinds, magnitudes))), ""),
+        problem=_several_adapters(parsed)
+        or next((problem for config in configs if (problem := config.problem(kinds, magnitudes))), ""),
         remarks=tuple(
             f"{file.stem}: {remark}" for remark in _remarks(parsed, shapes, any(c.values for c in configs))
         ),
+    )
+
+
+def _several_adapters(parsed: ParsedKeys) -> str:
+    """That one model's layers belong to several adapters, and what to do; "" where they don't."""
+    owners: dict[str, set[str]] = {}
+    for name in parsed.names.values():
+        if name.module and name.adapter:
+            owners.setdefault(name.section, set()).add(name.adapter)
+    several = next((adapters for adapters in owners.values() if len(adapters) > 1), None)
+    if several is None:
+        return ""
+    return (
+        f"it holds several adapters ({' and '.join(sorted(several))}). Save the one that you want with PEFT's "
+        "save_pretrained(selected_adapters=...)"
     )
 
 
@@ -159,14 +175,6 @@ def _remarks(parsed: ParsedKeys, shapes: Mapping[str, tuple[int, ...]], configur
         yield (
             f"PEFT's {SIDECAR} is not beside it, so its alpha is not known and taken to be its rank. Where it was "
             "trained with another, put that file there or change the weight."
-        )
-    words = sorted(bundled(parsed.unknown))
-    if words:
-        several = len(words) > 1
-        yield (
-            f"the embedding{'s' if several else ''} bundled with it ({', '.join(words)}) {'do' if several else 'does'} "
-            "not go into the merged file. Turn on 'Also save bundled embeddings' (--save-embeddings) to use "
-            f"the word{'s' if several else ''} of {'them' if several else 'it'}."
         )
     others = [key for key in parsed.unknown if not key.startswith(BUNDLE)]
     if others:

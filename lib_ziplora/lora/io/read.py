@@ -133,12 +133,6 @@ def _changed(file: Path) -> LoraFileError:
 def _refuse(header: LoraHeader, parsed: ParsedKeys) -> None:
     """What else the header alone shows to be wrong."""
     for module, first, second in parsed.duplicates:
-        adapters = [parsed.names[key].adapter for key in (first, second)]
-        if adapters[0] != adapters[1]:
-            raise LoraFileError(
-                f"{header.path.name} holds several adapters ({adapters[0]} and {adapters[1]}). Save the one that you "
-                "want with PEFT's save_pretrained(selected_adapters=...)."
-            )
         raise LoraFileError(
             f"{header.path.name} has layer {module} twice, as {first} and as {second}. "
             "Remove one of them, or save the LoRA again with its trainer."
