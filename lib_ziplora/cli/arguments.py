@@ -12,6 +12,7 @@ from ..config import ROLES, MergeRequest
 from ..pictures.comparison import CompareRequest
 from ..pipeline.matrix import MatrixRequest
 from ..pipeline.reexport import ReexportRequest
+from ..pipeline.resize import ResizeRequest
 from . import commands
 from .options import add_options, from_arguments, matrix_from, merge_from
 
@@ -25,6 +26,7 @@ ZipLoRA for Stable Diffusion XL: merge subject LoRAs and style LoRAs into one fi
   compare    draw a merge beside what it was made of
   scan       which LoRAs go together, before any is merged
   matrix     every subject merged with every style
+  resize     write one LoRA at another rank or precision
   rename     give a merge another name, with all that lies beside it
   remove     delete a merge with all that was written beside it
   inspect    show what is in a LoRA file, or where two of them overlap
@@ -187,6 +189,19 @@ is, the pair, and what that means. A folder stands for every LoRA in it that can
 no merge; without --styles those of the --lora-dir folders are taken.
 """
 
+RESIZE_DESCRIPTION = """\
+Write one LoRA again at another rank or precision, in kohya's names whatever its own are, and
+tell the error that it costs, of every layer's delta weight, rounding included. Training tags and
+trigger words in its metadata stay. LoHa, LoKr and full differences become low-rank.
+"""
+
+RESIZE_EPILOG = """\
+example:
+
+  python -m lib_ziplora resize benchmarks/minixl/loras/minixl_style_fluent-emoji.safetensors \
+      --rank 4 --precision bf16 -o small.safetensors
+"""
+
 CHECK_EPILOG = """\
 example:
 
@@ -211,7 +226,7 @@ def parser() -> argparse.ArgumentParser:
     names = top.add_subparsers(
         dest="command",
         required=True,
-        metavar="{merge,check,re-export,explain,compare,scan,matrix,rename,remove,inspect,self-test,serve}",
+        metavar="{merge,check,re-export,explain,compare,scan,matrix,resize,rename,remove,inspect,self-test,serve}",
     )
 
     def command(
@@ -254,6 +269,14 @@ def parser() -> argparse.ArgumentParser:
     scan = command("scan", SCAN_DESCRIPTION, SCAN_EPILOG, commands.scan)
     matrix = command("matrix", MATRIX_DESCRIPTION, MATRIX_EPILOG, commands.matrix, MatrixRequest, matrix_from)
     inspect = command("inspect", INSPECT_DESCRIPTION, INSPECT_EPILOG, commands.inspect)
+    command(
+        "resize",
+        RESIZE_DESCRIPTION,
+        RESIZE_EPILOG,
+        commands.resize,
+        ResizeRequest,
+        partial(from_arguments, ResizeRequest),
+    )
     rename = command("rename", RENAME_DESCRIPTION, "", commands.rename)
     remove = command("remove", REMOVE_DESCRIPTION, "", commands.remove)
     command("self-test", SELF_TEST_DESCRIPTION, SELF_TEST_EPILOG, commands.self_test)

@@ -24,6 +24,7 @@ from ..pictures.comparison import Comparison
 from ..pictures.matrix_sheet import Sheet
 from ..pipeline.matrix import PreparedMatrix
 from ..pipeline.prepare import PreparedMerge
+from ..pipeline.resize import resize as run_resize
 from ..pipeline.scan import ScanRequest
 from ..pipeline.scan import scan as run_scan
 from ..report.document import Document, document
@@ -127,6 +128,22 @@ def explain(args: argparse.Namespace) -> int:
     if args.output:
         _write_page(args.output, found, args.force)
     print(json.dumps(found.to_json(), indent=2) if args.json else "\n".join(text.explain_text(found)))
+    return OK
+
+
+def resize(args: argparse.Namespace) -> int:
+    """``resize``: write one LoRA at another rank or precision, and print what that costs."""
+    done = run_resize(args.request, _host(args))
+    _warn(done.remarks)
+    print(done.output)
+    ranks, sizes = (
+        " -> ".join(map(str, pair)) for pair in (done.ranks, [f"{size / 1e6:.1f}" for size in done.sizes])
+    )
+    print(f"rank {ranks}, {sizes} MB")
+    print(
+        f"error {done.error:.2%} in all; of a layer {done.mean_error:.2%} on average, "
+        f"{done.worst_error:.2%} at most ({done.worst})"
+    )
     return OK
 
 

@@ -59,7 +59,7 @@ def _add(group: Any, one: Described, **more: Any) -> None:
         }
         more["metavar"] = None if shown.choices else one.kind.__name__.upper()
     else:
-        more["metavar"] = "MERGED"
+        more["metavar"] = one.name.upper()
     group.add_argument(*flags, help=text.replace("%", "%%"), **more)
 
 

@@ -51,8 +51,8 @@ def adjust_panel(controller: TabController, controls: Controls) -> None:
         )
         with gr.Row(elem_classes=["ziplora-buttons"]):
             controls.add(gr.Button, "reexport", "Re-export", variant="primary")
-            controls.add(gr.Button, "rename", "Rename the merge")
-            controls.add(gr.Button, "remove", "Delete the merge")
+            controls.add(gr.Button, "rename", "Rename")
+            controls.add(gr.Button, "remove", "Delete")
 
 
 def adjust_events(controller: TabController, controls: Controls) -> None:

@@ -1,0 +1,62 @@
+"""Merges in a subfolder, renamed and deleted; which LoRAs go together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from playwright.sync_api import expect
+
+from .pages import STYLE, SUBJECT, Tab
+from .serving import Server
+
+pytestmark = pytest.mark.browser
+
+
+def test_a_merge_in_a_subfolder_is_renamed_and_deleted_once_that_is_confirmed(
+    tab: Tab, server: Server, shoot: Callable[[str], None]
+) -> None:
+    tab.prepare("merges/to rename", updates=1)
+    tab.method("direct")
+    tab.press("generate")
+    tab.outcome("done", "to rename.safetensors")
+    tab.idle()
+    folder = server.loras / "merges"
+    assert {path.name for path in folder.iterdir()} == {
+        f"to rename.{end}" for end in ("safetensors", "ziplora", "json")
+    }
+    expect(tab.text("tag")).to_have_value("<lora:to rename:1> a sks emoji in szn style")
+    expect(tab.text("output")).to_have_value("merges/to rename_2")
+    tab.text("adjust_output").fill("merges/renamed")
+    tab.press("rename")
+    about = tab.page.locator("#ziplora_adjust_about [data-gone]")
+    expect(about).to_contain_text("to rename is renamed now")
+    expect(tab.page.locator("#ziplora_explained [data-explained=renamed]")).to_be_visible()
+    shoot("rename")
+    asked: list[str] = []
+    for answer in ("dismiss", "accept"):
+        tab.page.once(
+            "dialog", lambda dialog, answer=answer: (asked.append(dialog.message), getattr(dialog, answer)())
+        )
+        tab.press("remove")
+        expect(about).to_contain_text("renamed now" if answer == "dismiss" else "Deleted")
+    assert len(asked) == 2 and all("Delete renamed" in question for question in asked)
+    assert not list(folder.iterdir())
+    expect(tab.page.locator("#ziplora_explained").first).to_contain_text("Choose a merged LoRA")
+    tab.page.set_viewport_size({"width": 390, "height": 900})
+    assert tab.page.evaluate("document.documentElement.scrollWidth") <= 390
+    shoot("deleted-390")
+
+
+def test_pairs_are_ranked_by_how_well_they_go_together(tab: Tab, shoot: Callable[[str], None]) -> None:
+    tab.pick("subject", SUBJECT)
+    tab.page.locator("#ziplora_matrix").get_by_text("Matrix", exact=True).click()
+    tab.press("matrix_add_subject")
+    tab.press("matrix_scan")
+    rows = tab.page.locator("#ziplora_matrix_plan [data-matrix=scan] tbody tr")
+    expect(rows.filter(has_text=STYLE)).to_contain_text("× chance")
+    assert SUBJECT not in [row.locator("td").nth(1).inner_text() for row in rows.all()]
+    shoot("scan")
+    tab.page.set_viewport_size({"width": 390, "height": 900})
+    assert tab.page.evaluate("document.documentElement.scrollWidth") <= 390
+    shoot("scan-390")
