@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -210,58 +210,50 @@ def _header(path: Path) -> RawHeader:
         raise HostError(f"The checkpoint can't be read: {error}") from error
 
 
-def distillation(path: Path) -> str:
+def distillation(path: Path | None) -> str:
     """What made a checkpoint need few steps and no guidance (``Lightning``, ...); "" for an ordinary one.
 
-    By its name, the names in its metadata, and the scheduler of a folder.
+    By its name, the names in its metadata, and the scheduler of a folder; "" where they can't be read.
     """
-    if path.is_file():
-        return distilled_model(path.stem, _header(path).metadata.get("modelspec.title", ""))
-    scheduler = read_json(path / "scheduler" / "scheduler_config.json")
-    configs = (read_json(path / "model_index.json"), read_json(path / "unet" / "config.json"))
-    origins = (Path(str(config.get("_name_or_path", ""))).name for config in configs)
-    kind = str(scheduler.get("_class_name", ""))
-    return distilled_model(path.name, path.resolve().name, *origins) or DISTILLED_SCHEDULERS.get(kind, "")
+    with contextlib.suppress(HostError):
+        if path is not None and path.is_file():
+            return distilled_model(path.stem, _header(path).metadata.get("modelspec.title", ""))
+        if path is not None:
+            scheduler = read_json(path / "scheduler" / "scheduler_config.json")
+            configs = (read_json(path / "model_index.json"), read_json(path / "unet" / "config.json"))
+            origins = (Path(str(config.get("_name_or_path", ""))).name for config in configs)
+            named = distilled_model(path.name, path.resolve().name, *origins)
+            return named or DISTILLED_SCHEDULERS.get(str(scheduler.get("_class_name", "")), "")
+    return ""
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Where a checkpoint keeps the weights of one model, and how their names become canonical."""
-
-    files: Sequence[Path]
-    prefix: str
-    encoder: int
-
-
-def layer_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+def layer_shapes(path: Path | None) -> dict[str, tuple[int, ...]]:
     """Canonical layer name -> the weight's shape, of the UNet and of those text encoders that name their layers.
 
-    Raises:
-        HostError: a file can't be read.
+    Empty without a checkpoint and where a file can't be read.
     """
     found: dict[str, tuple[int, ...]] = {}
-    for part in _parts(path):
-        for file in part.files:
-            for key, entry in _header(file).tensors.items():
-                if key.startswith(part.prefix) and key.endswith(".weight") and len(entry.shape) in (2, 4):
-                    place = key[len(part.prefix) : -len(".weight")]
-                    name = (
-                        canonical_text_name(place, part.encoder)
-                        if part.encoder
-                        else canonical_unet_name(place)
-                    )
+    try:
+        for files, prefix, encoder in _parts(path) if path else ():
+            for key, entry in (tensor for file in files for tensor in _header(file).tensors.items()):
+                if key.startswith(prefix) and key.endswith(".weight") and len(entry.shape) in (2, 4):
+                    place = key[len(prefix) : -len(".weight")]
+                    name = canonical_text_name(place, encoder) if encoder else canonical_unet_name(place)
                     found |= {name: entry.shape} if name else {}
+    except HostError:
+        return {}
     return found
 
 
-def _parts(path: Path) -> Iterator[_Part]:
+def _parts(path: Path) -> Iterator[tuple[Sequence[Path], str, int]]:
+    """(Files, prefix of its tensors, number of the text encoder or 0) of the models that a checkpoint keeps."""
     if path.is_file():
-        yield _Part([path], UNET, 0)
-        yield _Part([path], TEXT_ENCODERS[0], 1)
+        yield [path], UNET, 0
+        yield [path], TEXT_ENCODERS[0], 1
         return
-    yield _Part(unet_files(path), "", 0)
+    yield unet_files(path), "", 0
     for number, folder in enumerate(("text_encoder", "text_encoder_2"), 1):
-        yield _Part(sorted((path / folder).glob("*.safetensors")), "", number)
+        yield sorted((path / folder).glob("*.safetensors")), "", number
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -212,17 +212,11 @@ class StandaloneHost:
 
     def layer_shapes(self) -> Mapping[str, tuple[int, ...]]:
         """See ``KnowsLayers``; from the headers of the checkpoint's files."""
-        try:
-            return checkpoint_files.layer_shapes(self._checkpoint) if self._checkpoint else {}
-        except HostError:
-            return {}
+        return checkpoint_files.layer_shapes(self._checkpoint)
 
     def distilled(self) -> str:
         """See ``KnowsLayers``; by the checkpoint's names, metadata and scheduler."""
-        try:
-            return checkpoint_files.distillation(self._checkpoint) if self._checkpoint else ""
-        except HostError:
-            return ""
+        return checkpoint_files.distillation(self._checkpoint)
 
     @contextmanager
     def open(self) -> Iterator[Session]:

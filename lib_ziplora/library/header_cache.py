@@ -7,11 +7,9 @@ is kept in memory and, once there are many, in a small file.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from .. import __version__
 from ..errors import LoraFileError
@@ -169,14 +167,8 @@ def _read(file: Path) -> dict[str, tuple[Stamps, LoraInfo]]:
         return {}
     try:
         return {
-            path: (tuple(map(int, stamped)), _restored(found))
+            path: (tuple(map(int, stamped)), LoraInfo(**{**found, "ranks": tuple(found["ranks"])}))
             for path, (stamped, found) in content["files"].items()
         }
     except (KeyError, TypeError, ValueError, AttributeError):
         return {}
-
-
-def _restored(found: Mapping[str, Any]) -> LoraInfo:
-    ranks = tuple(int(rank) for rank in found["ranks"])
-    words = {name: str(found[name]) for name in ("base", "family", "prompt", "reason")}
-    return LoraInfo(ranks=ranks, layers=int(found["layers"]), **words)

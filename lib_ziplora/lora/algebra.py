@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ..errors import IncompatibleError
 from .layer import Lora, LoraLayer, StackedLayer
-from .lowrank import factored_svd
 
 Vectors = Mapping[str, Tensor]
 """Layer name -> the coefficients (columns,) of one LoRA."""
@@ -148,27 +147,6 @@ def merge_extras(extras: Sequence[Mapping[str, Tensor]], weights: Sequence[float
     return merged
 
 
-def singular_values(layer: LoraLayer) -> Tensor:
-    """Singular values (min(rank, out, columns),) of the flattened delta weight, descending, fp32."""
-    return _svd(layer)[1]
-
-
-def truncate_rank(layer: LoraLayer, rank: int) -> LoraLayer:
-    """The best approximation of at most ``rank`` (Eckart-Young), by QR and SVD of the factors.
-
-    The squared error is the sum of the squared ``singular_values`` from ``rank`` on. A layer whose
-    rank is not above ``rank`` stays as it is.
-    """
-    if rank < 1:
-        raise ValueError(f"rank must be at least 1, not {rank}")
-    if layer.rank <= rank:
-        return layer
-    left, values, right = _svd(layer)
-    root = values[:rank].sqrt()
-    down = (root[:, None] * right[:rank]).reshape(-1, *layer.down.shape[1:])
-    return LoraLayer(layer.name, down, left[:, :rank] * root, float(down.shape[0]))
-
-
 def column_overlap(a: LoraLayer, b: LoraLayer) -> float:
     """Mean |cosine| between the same columns of two delta weights, 0 to 1; a zero column counts 0.
 
@@ -183,11 +161,6 @@ def column_overlap(a: LoraLayer, b: LoraLayer) -> float:
     lengths = columns_a.norm(dim=0) * columns_b.norm(dim=0)
     cosines = torch.where(lengths > 0, products / lengths.clamp_min(1e-30), torch.zeros_like(products))
     return float(cosines.clamp_max(1).mean())
-
-
-def _svd(layer: LoraLayer) -> tuple[Tensor, Tensor, Tensor]:
-    """Thin SVD (out, k), (k,), (k, columns) of the flattened delta weight, without forming it."""
-    return factored_svd(layer.up.float() * layer.scaling, layer.down.flatten(1))
 
 
 def _size(shape: Sequence[int]) -> str:

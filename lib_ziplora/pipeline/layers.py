@@ -104,15 +104,11 @@ def extras_warnings(loras: Sequence[Lora], kept: Mapping[str, Tensor]) -> list[s
 
 def loader_warnings(layers: Mapping[str, LoraLayer], kept: Mapping[str, Tensor]) -> list[str]:
     """Sentences about what is in the file and not every program takes."""
-    found, refused = (
-        [],
-        [name for name in (*layers, *kept) if name.startswith(OUTSIDE_BLOCKS) or name in kept],
-    )
+    found, refused = [], [*kept, *(name for name in layers if name.startswith(OUTSIDE_BLOCKS))]
     if refused:
         found.append(
-            "Programs that load LoRAs with diffusers will refuse the file: it holds "
-            f"{counted(len(refused), 'layer')} that diffusers does not know (the first is {refused[0]}). "
-            "WebUIs and ComfyUI load it."
+            f"Programs that load LoRAs with diffusers will refuse the file: it holds {counted(len(refused), 'layer')} "
+            f"that diffusers does not know (the first is {refused[0]}). WebUIs and ComfyUI load it."
         )
     if "lora_te2_text_projection" in layers:
         found.append(

@@ -71,8 +71,10 @@ class HostContract:
     def own_text_weight(self, parts: list[nn.Module]) -> Tensor:
         """The checkpoint's weight of ``TEXT_LAYER``."""
         path = self.TEXT_LAYER.split("layers_0_")[1].replace("self_attn_", "self_attn.")
-        modules = {name: m for part in parts for name, m in part.named_modules()}
-        weight: Tensor = next(m.weight for name, m in modules.items() if name.endswith(f"layers.0.{path}"))
+        modules = (
+            named for part in parts for named in part.named_modules()
+        )  # of two text encoders the first counts
+        weight: Tensor = next(m.weight for name, m in modules if name.endswith(f"layers.0.{path}"))
         return weight
 
     def text_delta(self, session: Any, parts: list[nn.Module]) -> Callable[[], Tensor]:

@@ -150,9 +150,9 @@ def test_files_of_one_name_are_told_apart_and_the_tags_own_has_the_plain_name(
         said = found[name].remark
         assert f"3 files are named cat; <lora:cat:1> means {last}. {name} is {found[name].path}." == said
     assert found["dog"].remark == ""
-    loras.require_tags(["cat", "dog"])
+    loras.require_tag("cat")
     with pytest.raises(HostError, match=r"can't draw with .*one.*Rename one of the two"):
-        loras.require_tags(["dog", "one/cat"])
+        loras.require_tag("one/cat")
     with pytest.raises(OutputError, match="means the LoRA"):
         loras.output_path("cat")
 

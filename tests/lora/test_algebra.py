@@ -16,10 +16,9 @@ from lib_ziplora.lora.algebra import (
     pair,
     scale,
     scale_columns,
-    singular_values,
-    truncate_rank,
 )
 from lib_ziplora.lora.layer import Lora
+from lib_ziplora.lora.lowrank import RankRule, cut
 
 from .files import CONV, K2, OUT, SKIP, TE1, Q, layer, layers
 
@@ -180,33 +179,15 @@ def test_pair_refuses_layers_of_different_shapes_by_name():
 
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("rank", [1, 2, 4])
-def test_truncation_is_the_best_approximation(name, rank):
+def test_a_cut_is_the_best_approximation(name, rank):
     item = random_layer(name, 6, 3.0)
     dense = dense_columns(item)
     left, values, right = torch.linalg.svd(dense, full_matrices=False)
     best = left[:, :rank] * values[:rank] @ right[:rank]
-    short = truncate_rank(item, rank)
+    short, _ = cut(item, RankRule(1.0, rank))
     assert short.rank == rank
     assert short.weight_shape == item.weight_shape
     torch.testing.assert_close(dense_columns(short), best, rtol=1e-3, atol=1e-4)
-    own = singular_values(item)
-    torch.testing.assert_close(own, values[: len(own)], rtol=1e-4, atol=1e-4)
-    error = (dense_columns(short) - dense).square().sum()
-    torch.testing.assert_close(error, own[rank:].square().sum(), rtol=1e-2, atol=1e-4)
-
-
-def test_truncation_to_the_layers_own_rank_keeps_it():
-    item = layer(Q, rank=3)
-    assert truncate_rank(item, 3) is item
-    with pytest.raises(ValueError, match="at least 1"):
-        truncate_rank(item, 0)
-
-
-def test_truncation_of_a_rank_above_the_layers_size_is_exact():
-    item = layer(Q, 6, 5, 20, 20.0, size=1.0)
-    short = truncate_rank(item, 8)
-    assert short.rank == 5
-    torch.testing.assert_close(short.delta(), item.delta(), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -124,7 +124,8 @@ class WebuiPen:
         """See ``Pen.draw``; the WebUI's own bar tells of the steps."""
         from modules import devices, processing, shared
 
-        loras.require_tags(name for name, _ in picture.loras)
+        for name, _ in picture.loras:
+            loras.require_tag(name)
         state = shared.state
         state.job_count, state.job_no, state.sampling_step = self.count, self.drawn, 0
         with closing(self._processing(picture)) as p:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ...errors import HostError, ZipLoraError
+from ...errors import ZipLoraError
 from ...lora.io.container import header_of
 from .. import ApiAccess, CheckpointInfo, InstalledLora, Progress, Sampler, checkpoint_files
 from . import api, drawing, loras
@@ -58,27 +58,24 @@ class WebuiHost:
         """See ``KnowsSize``; from the checkpoint's metadata."""
         return resolution(self.chosen())
 
-    def layer_shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """See ``KnowsLayers``; from the header of the checkpoint's file."""
-        try:
-            entry = self.chosen()
-            return {} if entry is None else checkpoint_files.layer_shapes(Path(entry.filename))
-        except HostError:
-            return {}
+    def _file(self) -> Path | None:
+        """The file of the chosen checkpoint."""
+        entry = self.chosen()
+        return Path(entry.filename) if entry else None
 
     def check_file(self) -> None:
         """Raise HostError for a checkpoint file that says of itself that it is no ordinary SDXL."""
-        entry = self.chosen()
-        if entry is not None and entry.filename.lower().endswith(loras.SUFFIX):
-            checkpoint_files.check_variant(Path(entry.filename))
+        file = self._file()
+        if file is not None and file.suffix.lower() == loras.SUFFIX:
+            checkpoint_files.check_variant(file)
+
+    def layer_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """See ``KnowsLayers``; from the header of the checkpoint's file."""
+        return checkpoint_files.layer_shapes(self._file())
 
     def distilled(self) -> str:
         """See ``KnowsLayers``; by the checkpoint's name and metadata."""
-        try:
-            entry = self.chosen()
-            return "" if entry is None else checkpoint_files.distillation(Path(entry.filename))
-        except HostError:
-            return ""
+        return checkpoint_files.distillation(self._file())
 
     def loras(self) -> Sequence[InstalledLora]:
         """What the WebUI's LoRA pane lists, freshly listed, sorted by name."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +53,9 @@ def installed() -> list[InstalledLora]:
     The folders are walked here, since the extension empties its own table before it lists anew, and
     whoever reads it meanwhile finds half of it. A second ``.pt`` of a name is passed over.
     """
-    last = {path.stem: path for path in files() if path.is_file()}
-    listable = [
-        path for path in files() if path.is_file() and (path.suffix == SUFFIX or last[path.stem] == path)
-    ]
+    every = [path for path in files() if path.is_file()]
+    last = {path.stem: path for path in every}
+    listable = [path for path in every if path.suffix == SUFFIX or last[path.stem] == path]
     return listed(listable, lambda paths: last[paths[0].stem])
 
 
@@ -81,20 +79,14 @@ def resolve(name: str) -> Path:
     raise LoraFileError(f"There is no LoRA named {name!r} in the WebUI. {advice}")
 
 
-def require_tags(names: Iterable[str]) -> None:
-    """Refuse LoRAs that no ``<lora:name:1>`` means, since another file of their name is in its way.
-
-    Raises:
-        LoraFileError: no LoRA of that name.
-        HostError: one of several files of a name, and not the one that the WebUI draws.
-    """
-    for name in names:
-        path = resolve(name)
-        if name != path.stem:
-            raise HostError(
-                f"The WebUI can't draw with {path}, for <lora:{path.stem}:1> means {resolve(path.stem)}. Rename one of "
-                "the two and refresh the list."
-            )
+def require_tag(name: str) -> None:
+    """Raise HostError where ``<lora:name:1>`` means another file of that name, LoraFileError where there is none."""
+    path = resolve(name)
+    if name != path.stem:
+        raise HostError(
+            f"The WebUI can't draw with {path}, for <lora:{path.stem}:1> means {resolve(path.stem)}. Rename one of "
+            "the two and refresh the list."
+        )
 
 
 def output_path(name: str) -> Path:

@@ -33,12 +33,7 @@ def bundled(names: Iterable[str]) -> dict[str, dict[str, str]]:
 
 
 def save_embeddings(file: Path, names: Iterable[str], folder: Path) -> Iterator[str]:
-    """Save the embeddings that a LoRA brings along; no other file is replaced.
-
-    Args:
-        file: the LoRA.
-        names: of its tensors; the others are passed over.
-        folder: where to, subfolders counting as taken names; made if need be.
+    """Save the embeddings among a LoRA's tensors, each under a name that is free in a folder and its subfolders.
 
     Yields:
         What became of each, as a sentence.

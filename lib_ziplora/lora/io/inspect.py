@@ -143,15 +143,13 @@ def describe(file: Path, raw: RawHeader, parsed: ParsedKeys) -> LoraHeader:
 
 def _several_adapters(parsed: ParsedKeys) -> str:
     """That one model's layers belong to several adapters, and what to do; "" where they don't."""
-    owners: dict[str, set[str]] = {}
-    for name in parsed.names.values():
-        if name.module and name.adapter:
-            owners.setdefault(name.section, set()).add(name.adapter)
-    several = next((adapters for adapters in owners.values() if len(adapters) > 1), None)
-    if several is None:
+    owners = {(name.section, name.adapter) for name in parsed.names.values() if name.module and name.adapter}
+    sections = [section for section, _ in owners]
+    several = sorted(adapter for section, adapter in owners if sections.count(section) > 1)
+    if not several:
         return ""
     return (
-        f"it holds several adapters ({' and '.join(sorted(several))}). Save the one that you want with PEFT's "
+        f"it holds several adapters ({' and '.join(several)}). Save the one that you want with PEFT's "
         "save_pretrained(selected_adapters=...)"
     )
 

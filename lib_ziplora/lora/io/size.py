@@ -133,11 +133,6 @@ def expected_size(
     return len(header) + sum(entry.size for entry in entries.values())
 
 
-def output_size(layers: Mapping[str, Shaped], precision: str) -> int:
-    """``expected_size`` of layers that are written as they are."""
-    return expected_size([layers], precision)
-
-
 def _told(name: str, parts: Mapping[str, tuple[int, ...]]) -> LayerShape | None:
     try:
         told = rank_and_shape(name, parts)
