@@ -29,8 +29,9 @@ LAST_BLOCKS = (
     *(f"output_blocks.{number}.1.transformer_blocks.9" for number in (0, 1, 2)),
 )
 """The last transformer block of each place of SDXL's UNet that has some, in sgm's names."""
-EPSILON, VELOCITY = ("", "eps", "epsilon"), ("v", "v_prediction")
-"""What ``modelspec.prediction_type`` says of the two kinds that are taken."""
+EPSILON = ("", "eps", "epsilon")
+VELOCITY = ("v", "v_pred", "vpred", "v_prediction", "velocity")
+"""What ``modelspec.prediction_type`` says of the two kinds that are taken, in words that tools write."""
 FLOW_NAMES = re.compile(r"flow_?match|rectified_?flow|bigasp_?v?2_?5|nyaflow")
 """Flow-matching fine-tunes of SDXL, which single files say nowhere but in their names."""
 DISTILLED_SCHEDULERS = {"LCMScheduler": "LCM", "TCDScheduler": "TCD"}
@@ -182,9 +183,10 @@ def _check_marks(path: Path, header: RawHeader) -> None:
 
 
 def prediction_of(metadata: Mapping[str, str]) -> str:
-    """What a single file's metadata say that it predicts, in lower case; "" where they don't."""
+    """What a single file's metadata say that it predicts, as ``v_prediction``; "" where they don't."""
     keys = ("modelspec.prediction_type", "modelspec.predict_key")
-    return next((metadata[key].strip().lower() for key in keys if metadata.get(key)), "")
+    said = next((metadata[key] for key in keys if metadata.get(key)), "")
+    return re.sub(r"[-\s]+", "_", said.strip().lower())
 
 
 def _judge(path: Path, *, text_encoders: tuple[bool, bool], size_conditioning: bool, channels: int) -> None:

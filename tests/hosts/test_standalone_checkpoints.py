@@ -18,6 +18,7 @@ from lib_ziplora.config import LoraInput, MergeRequest, MergeSettings
 from lib_ziplora.errors import HostError, IncompatibleError
 from lib_ziplora.hosts._diffusers.model import denoiser_of
 from lib_ziplora.hosts._webui.host import WebuiHost
+from lib_ziplora.hosts.checkpoint_files import VELOCITY, prediction_of
 from lib_ziplora.hosts.standalone import StandaloneHost
 from lib_ziplora.lora.formats.speedups import distilled_model, speed_up_lora
 from lib_ziplora.pipeline import merge as pipeline
@@ -154,6 +155,25 @@ def test_ordinary_single_files_are_taken_and_a_configuration_of_another_kind_is_
     webui_with(tmp_path / "old.ckpt").check_file()
     with pytest.raises(HostError, match="flow matching"):
         StandaloneHost(path, device="cpu", config=folder(tmp_path, scheduler=FLOW)).check()
+
+
+@pytest.mark.parametrize(
+    ("word", "velocity"),
+    [
+        ("v", True),
+        ("V-Prediction", True),
+        ("v_pred", True),
+        ("velocity", True),
+        ("EPS", False),
+        ("epsilon", False),
+    ],
+)
+def test_what_a_single_file_predicts_is_taken_in_any_usual_words(
+    tmp_path: Path, word: str, velocity: bool
+) -> None:
+    path = single(tmp_path / "a.safetensors", metadata={"modelspec.prediction_type": word})
+    StandaloneHost(path, device="cpu").check()
+    assert (prediction_of({"modelspec.predict_key": word}) in VELOCITY) == velocity
 
 
 @pytest.mark.parametrize(
