@@ -12,6 +12,7 @@ from ..config import ROLES, LoraInput, MergeRequest, Role
 from ..errors import ConfigError
 from ..options import Described, described, translated
 from ..pipeline.matrix import MatrixRequest
+from ..report.recipe import read_recipe
 
 T = TypeVar("T")
 
@@ -27,6 +28,9 @@ def add_options(parser: argparse.ArgumentParser, cls: type) -> None:
             _add(parser, one)
     if cls in (MergeRequest, MatrixRequest):
         _add_loras(parser)
+    if cls is MergeRequest:
+        meaning = "LoRAs and settings of a merge, as explain prints them, in place of those given otherwise"
+        parser.add_argument("--recipe", metavar="LINE", default="", help=meaning)
 
 
 def _groups(one: Described) -> tuple[str, str]:
@@ -117,6 +121,11 @@ def merge_from(args: argparse.Namespace) -> MergeRequest:
     Raises:
         ConfigError: a value outside its range, or more prompts, weights or pictures than LoRAs.
     """
+    if args.recipe:
+        if args.files or args.subject or args.style:
+            raise ConfigError("The recipe names the LoRAs; leave out those given besides.")
+        merge = read_recipe(args.recipe)
+        return from_arguments(MergeRequest, args, loras=merge.loras, settings=merge.settings)
     if args.files and len(args.files) != len(ROLES):
         raise ConfigError(
             f"SUBJECT and STYLE are two files, not {len(args.files)}; give more of them as --subject and --style."

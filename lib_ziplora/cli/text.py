@@ -58,6 +58,7 @@ def explain_text(found: Document) -> Iterator[str]:
         yield f"strength of the {lora.label}, {lora.name}: mean |m| by block"
         blocks = tuple(dict.fromkeys(block for block, _ in lora.places))
         yield from _table(blocks, found.explanation.kinds, lora.strengths)
+    yield f"recipe: {found.recipe}"
 
 
 def _table(blocks: tuple[str, ...], kinds: tuple[str, ...], values: Mapping[Place, float]) -> Iterator[str]:

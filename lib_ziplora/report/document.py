@@ -13,6 +13,7 @@ from ..config import labels, setting_defaults, setting_fields
 from ..hosts import Host
 from ..plots import counted, number
 from .explain import Explanation, explain, explained
+from .recipe import write_recipe
 from .report import MergeReport
 from .saved import SavedMerge
 from .sentences import in_words
@@ -44,6 +45,13 @@ class Document:
     def words(self) -> list[str]:
         """What the merge did."""
         return in_words(self.explanation)
+
+    @property
+    def recipe(self) -> str:
+        """What it was made of and how, as one line to share."""
+        named = zip(self.saved.loras, self.saved.sources, strict=True)
+        loras = [dataclasses.replace(lora, lora=source.name) for lora, source in named]
+        return write_recipe(loras, self.saved.settings)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -97,6 +105,7 @@ class Document:
                 "name": self.name,
                 "tag": f"<lora:{self.name}:1>",
                 "words": self.words,
+                "recipe": self.recipe,
                 "report": self.report.to_json() if self.report else None,
                 "loras": [
                     {**dataclasses.asdict(lora), "sha256": source.sha256, "bytes": source.size}

@@ -27,6 +27,11 @@ def explain_panel(controller: TabController, controls: Controls) -> None:
     with gr.Accordion("Explain", open=False, elem_id="ziplora_explaining") as controls["explaining"]:
         controls.add(gr.Dropdown, "explain", controller.merges(), value=None, label="Merge to explain")
         controls.add(gr.HTML, "explained", text.facts(CHOOSE_MERGE))
+        with gr.Row(elem_classes=["ziplora-row"]):
+            paste = {"label": "Paste a recipe", "info": "The line that begins with ziplora", "max_lines": 1}
+            controls.add(gr.Textbox, "recipe", "", **paste)
+            controls.add(gr.Button, "recipe_fill", "Fill the form with it")
+        controls.add(gr.HTML, "recipe_note", "")
 
 
 def explain_events(controller: TabController, controls: Controls) -> None:
@@ -60,7 +65,7 @@ def about(found: Document, report: str = "") -> str:
         found: all of it.
         report: the name of the report beside it, or "".
     """
-    name = escape(found.name)
+    name, recipe = escape(found.name), escape(found.recipe)
     content = base64.b64encode(page(found).encode()).decode()
     link = (
         f'<a class="ziplora-link" download="{name}.report.html" href="data:text/html;base64,{content}">'
@@ -72,7 +77,7 @@ def about(found: Document, report: str = "") -> str:
         f'<div class="ziplora-box" role="status" data-explained="{name}"><p><b>{name}</b></p>'
         f"{words(found.words)}{histograms(found.explanation)}"
         f"{learning if len(found.saved.history) > 1 else ''}{heat_maps(found.explanation, opened=False)}"
-        f"<p>{link}.{kept}</p></div>"
+        f"<details><summary>Recipe</summary><p data-recipe>{recipe}</p></details><p>{link}.{kept}</p></div>"
     )
 
 

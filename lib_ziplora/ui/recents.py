@@ -8,8 +8,11 @@ from html import escape
 import gradio as gr
 
 from ..config import LoraInput, MergeRequest, setting_fields
+from ..errors import ZipLoraError
 from ..library.prompts import Prompted, combined_prompt
 from ..library.recent import RecentMerge
+from ..report.recipe import read_recipe
+from . import text
 from .controller import TabController
 from .controls import Controls, Updates, Values
 from .forms import SLOTS, Slot
@@ -30,9 +33,8 @@ def recall_event(controller: TabController, controls: Controls) -> None:
         job, merge = controller.service.get(key), controller.service.recent.find(key)
         if job is not None and isinstance(job.request, MergeRequest):
             request = job.request
-            settings = {name: getattr(request.settings, name) for name in setting_fields()}
             form = {"output": request.output, "overwrite": request.overwrite, "report": request.report}
-            return {**settings, **form, **_filled(controller, request.loras, settings["combined_prompt"])}
+            return {**form, **_form(controller, request)}
         return _filled(controller, merge.loras, merge.combined_prompt) if merge else {}
 
     sides = [f"{slot.name}_prompt_filled" for slot in SLOTS]
@@ -41,6 +43,18 @@ def recall_event(controller: TabController, controls: Controls) -> None:
     controls.on(
         controls["recall"].click, recall, ("recent_key",), outputs, js="() => ziploraPickers.recalled()"
     )
+
+    def fill(given: Values) -> Updates:
+        try:
+            request = read_recipe(given["recipe"] or "")
+        except ZipLoraError as error:
+            return {"recipe_note": text.error(str(error))}
+        missing = [lora.lora for lora in request.loras if lora.lora not in controller.loras.names()]
+        note = text.notice(f"Not installed: {', '.join(missing)}.") if missing else ""
+        return {**_form(controller, request), "recipe_note": note}
+
+    filled = (*sides, "combined_prompt_filled", *setting_fields(), "recipe_note")
+    controls.on(controls["recipe_fill"].click, fill, ("recipe",), filled)
 
 
 def recent_merges(controller: TabController) -> str:
@@ -61,6 +75,12 @@ def buttons(merges: Sequence[RecentMerge], installed: Sequence[str]) -> str:
             state = f'disabled title="{escape(" and ".join(missing))}: not installed any more"'
         made.append(f'<button type="button" data-recent="{merge.key}" {state}>{escape(label)}</button>')
     return f'<div class="ziplora-recent"><span>Recently merged</span> {"".join(made)}</div>'
+
+
+def _form(controller: TabController, request: MergeRequest) -> Updates:
+    """Every setting, and every place for a LoRA."""
+    settings = {name: getattr(request.settings, name) for name in setting_fields()}
+    return {**settings, **_filled(controller, request.loras, settings["combined_prompt"])}
 
 
 def _filled(controller: TabController, loras: Sequence[LoraInput], combined: str) -> Updates:

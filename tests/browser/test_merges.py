@@ -60,3 +60,32 @@ def test_pairs_are_ranked_by_how_well_they_go_together(tab: Tab, shoot: Callable
     tab.page.set_viewport_size({"width": 390, "height": 900})
     assert tab.page.evaluate("document.documentElement.scrollWidth") <= 390
     shoot("scan-390")
+
+
+def test_a_recipe_is_read_from_one_page_and_pasted_into_another(
+    tab: Tab, shoot: Callable[[str], None]
+) -> None:
+    tab.prepare("recipe", updates=3)
+    tab.method("direct")
+    tab.text("subject_prompt").fill("a sks emoji of mine")
+    tab.press("generate")
+    tab.outcome("done", "recipe.safetensors")
+    tab.idle()
+    box = tab.page.locator("#ziplora_explained [data-explained=recipe]").first
+    box.get_by_text("Recipe", exact=True).click()
+    recipe = box.locator("[data-recipe]").inner_text()
+    shoot("recipe")
+    tab.page.reload()
+    tab.idle()
+    tab.page.locator("#ziplora_explaining").get_by_text("Explain", exact=True).click()
+    tab.text("recipe").fill(recipe)
+    tab.press("recipe_fill")
+    expect(tab.page.locator("#ziplora_subject input")).to_have_value(SUBJECT)
+    expect(tab.text("subject_prompt")).to_have_value("a sks emoji of mine")
+    expect(tab.page.locator("#ziplora_style input")).to_have_value(STYLE)
+    expect(tab.page.locator("#ziplora_steps input[type=number]")).to_have_value("3")
+    expect(tab.page.locator("#ziplora_subject_facts .ziplora-facts").first).to_contain_text("rank")
+    expect(tab.text("output")).to_have_value(f"{SUBJECT}_x_{STYLE}")
+    shoot("recipe-pasted")
+    tab.page.set_viewport_size({"width": 390, "height": 900})
+    assert tab.page.evaluate("document.documentElement.scrollWidth") <= 390

@@ -10,6 +10,7 @@ from pathlib import Path
 from subprocess import PIPE, Popen
 
 import pytest
+from safetensors.numpy import load_file
 
 from lib_ziplora import cli
 
@@ -70,6 +71,24 @@ def test_explain_prints_words_and_writes_the_page(merged: Path, capsys: pytest.C
         assert cli.main(["explain", str(merged), "-o", str(wrong)]) == 1
         assert str(wrong) in capsys.readouterr().err and wrong.read_bytes() == before
     assert cli.main(["explain", PAIR[0]]) == 1
+
+
+def test_the_recipe_that_explain_prints_makes_the_merge_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in PAIR:
+        shutil.copy(file, tmp_path)
+    weights = ("--subject-weight", "0.7", "--rank", "4")
+    where = ("--lora-dir", str(tmp_path))
+    assert cli.main(["merge", *PAIR, "-o", str(tmp_path / "one.safetensors"), *DIRECT, *weights]) == 0
+    assert cli.main(["explain", str(tmp_path / "one.safetensors")]) == 0
+    recipe = capsys.readouterr().out.splitlines()[-1].removeprefix("recipe: ")
+    assert cli.main(["merge", "--recipe", recipe, "-o", "two", *where]) == 0
+    one, two = (load_file(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys() and all((one[key] == two[key]).all() for key in one)
+    with pytest.raises(SystemExit):
+        cli.main(["merge", *PAIR, "--recipe", recipe, "-o", "three", *where])
+    assert "The recipe names the LoRAs" in capsys.readouterr().err
 
 
 def test_scan_prints_the_pairs_of_a_folder(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from html import unescape
 
 import pytest
 
@@ -10,6 +11,7 @@ from lib_ziplora.pipeline.merge import run
 from lib_ziplora.report.document import document
 from lib_ziplora.ui import explain
 
+from ..support.exports import same_tensors
 from ..support.small_merges import request
 from .conftest import TabHost
 from .page import EVIL, Balance, Page, words
@@ -112,3 +114,29 @@ def test_an_earlier_merge_is_explained_when_it_is_picked(page: Page, host: TabHo
     page.set(explain="merged")
     page.fire("explain", "input")
     assert 'data-explained="merged"' in page["explained"]
+
+
+def test_a_recipe_that_is_pasted_fills_the_form(page: Page, host: TabHost) -> None:
+    run(request(weight=(0.7, 1.2), steps=7), host)
+    page.set(explain="merged")
+    page.fire("explain", "input")
+    shown = re.search(r"<p data-recipe>(.*?)</p>", page["explained"])
+    assert shown
+    page.set(recipe=unescape(shown[1]))
+    page.fire("recipe_fill")
+    assert (page["subject"], page["style"], page["subject_prompt"]) == ("dog", "ink", "a dog")
+    assert (page["subject_weight"], page["style_weight"], page["steps"], page["method"]) == (
+        0.7,
+        1.2,
+        7,
+        "direct",
+    )
+    page.set(output="again")
+    page.run()
+    assert same_tensors(host, "again", "merged")
+    page.set(recipe=shown[1].replace("ink", EVIL).replace("&quot;", '"'), subject="")
+    page.fire("recipe_fill")
+    assert "Not installed" in words(page["recipe_note"]) and page["subject"] == "dog"
+    page.set(recipe="nothing")
+    page.fire("recipe_fill")
+    assert "This is no recipe" in words(page["recipe_note"])
