@@ -58,11 +58,11 @@ def _load() -> tuple[types.ModuleType, list[object], types.ModuleType]:
             networks = importlib.import_module("networks")
     finally:
         sys.path.remove(str(FOLDER))
-        for name in stubs:
+        ours = [name for name, m in sys.modules.items() if str(FOLDER) in str(getattr(m, "__file__", ""))]
+        for name in (*stubs, *ours):  # a WebUI that is started later imports its own
             del sys.modules[name]
             if name in before:
                 sys.modules[name] = before[name]
-        sys.modules.pop("networks", None)  # by which the library would know a WebUI
     types_of = [v() for m in kinds for v in vars(m).values() if _is_module_type(v, network)]
     return network, types_of, networks
 
