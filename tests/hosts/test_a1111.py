@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from lib_ziplora.errors import HostError, LoraFileError, OutputError
 from lib_ziplora.hosts import Progress, detect
 from lib_ziplora.hosts._webui import loras as loras_module
 from lib_ziplora.hosts.a1111 import A1111Host
+from lib_ziplora.lora.io.embeddings import save_embeddings
 
 from . import a1111_webui as webui
 
@@ -221,3 +223,43 @@ def test_exclusive_is_the_webuis_queue_and_ends_on_errors(host: A1111Host) -> No
         raise ValueError("inside")
     assert waited.wait(5) and not host.interrupted()
     thread.join()
+
+
+def test_an_embedding_that_was_saved_from_a_lora_is_one_to_the_webui(
+    host: A1111Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found in its folder by the WebUI's own listing, with the word, the vectors and the width of both parts."""
+    monkeypatch.setattr(webui.boot().cmd_opts, "embeddings_dir", str(tmp_path / "embeddings"))
+    vectors = {"clip_l": torch.rand(2, 768), "clip_g": torch.rand(2, 1280)}
+    lora = tmp_path / "cat.safetensors"
+    save_file({f"bundle_emb.<sks>.{part}": tensor for part, tensor in vectors.items()}, lora)
+    assert (
+        len(
+            list(
+                save_embeddings(
+                    lora, [f"bundle_emb.<sks>.{part}" for part in vectors], host.embeddings_folder()
+                )
+            )
+        )
+        == 1
+    )
+    module = webui.module("modules.textual_inversion.textual_inversion")
+    database = module.EmbeddingDatabase()
+    directory = module.DirWithTextualInversionEmbeddings(str(tmp_path / "embeddings"))
+    database.load_from_dir(directory)
+    (found,) = (*database.word_embeddings.values(), *database.skipped_embeddings.values())
+    assert (found.name, found.vectors, found.shape) == ("sks", 2, 2048)
+    assert all(torch.equal(found.vec[part].cpu(), tensor) for part, tensor in vectors.items())
+
+
+def test_of_two_files_of_one_name_the_plain_name_is_the_one_that_the_webui_draws(
+    listing: A1111Host, folder: Path
+) -> None:
+    (folder / "a").mkdir()
+    save_file({"x": torch.ones(1)}, folder / "a" / "Turtle.safetensors")
+    networks = webui.module("networks")
+    networks.list_available_networks()
+    drawn = Path(networks.available_networks["Turtle"].filename)
+    found = {lora.name: lora.path for lora in listing.loras()}
+    assert found["Turtle"] == drawn == listing.resolve("Turtle") == folder / "sub" / "Turtle.safetensors"
+    assert found["a/Turtle"] == listing.resolve("a/Turtle") == folder / "a" / "Turtle.safetensors"
