@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from typing import Any, Literal, get_args
 
+from .block_strengths import block_strengths
 from .errors import ConfigError
 from .methods import METHODS, Method, MethodName
 from .options import Option as Option
@@ -308,6 +309,11 @@ class LoraInput:
         "Image files to learn from, instead of what the LoRA draws; none are needed",
         json="-",
     )
+    blocks: str = option(
+        "",
+        "Blocks",
+        "Strengths by block, such as style blocks only, content blocks only, or OUT00=0 MID=0.5; empty is all of it",
+    )
     role: Role = option("subject", "Role", "What it brings, a subject or a style", required=True, flag="-")
 
     def __post_init__(self) -> None:
@@ -318,6 +324,7 @@ class LoraInput:
             raise ConfigError(f"{self.lora} must be one of {', '.join(ROLES)}, not {self.role!r}.")
         check_weight(f"The weight of {self.lora}", self.weight)
         check_length(f"The prompt of {self.lora}", self.prompt)
+        block_strengths(self.blocks)
 
 
 def check_weight(what: str, weight: float) -> None:

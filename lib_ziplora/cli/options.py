@@ -160,7 +160,6 @@ def _loras(args: argparse.Namespace, role: Role) -> Iterator[LoraInput]:
         if len(values) > len(loras):
             raise ConfigError(f"There are {len(values)} --{role}-{one.name} for {len(loras)} {role} LoRAs.")
         given[one.name] = [*values, *[one.default] * (len(loras) - len(values))]
-    for lora, prompt, weight, images in zip(
-        loras, given["prompt"], given["weight"], given["images"], strict=True
-    ):
-        yield LoraInput(lora, prompt, weight, tuple(images), role)
+    for lora, *values in zip(loras, *given.values(), strict=True):
+        fields = dict(zip(given, values, strict=True))
+        yield LoraInput(lora, **{**fields, "images": tuple(fields["images"])}, role=role)

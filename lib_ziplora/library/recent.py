@@ -84,7 +84,13 @@ def _read(file: Path) -> list[RecentMerge]:
 
 def _merge(row: Mapping[str, Any]) -> RecentMerge:
     loras = tuple(
-        LoraInput(str(one["lora"]), str(one["prompt"]), float(one["weight"]), role=one["role"])
+        LoraInput(
+            str(one["lora"]),
+            str(one["prompt"]),
+            float(one["weight"]),
+            blocks=str(one.get("blocks", "")),
+            role=one["role"],
+        )
         for one in row["loras"]
     )
     if len(loras) < 2:

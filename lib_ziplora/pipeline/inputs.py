@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ..block_strengths import block_strengths, strength_of
 from ..config import MergeRequest, parse_rank
 from ..errors import IncompatibleError
 from ..hosts import Host
@@ -87,9 +88,10 @@ def read_inputs(prepared: PreparedMerge, host: Host, meter: Meter) -> Inputs:
     rule = RankRule(request.settings.kept_energy)
     loras = []
     with memory_in_words(), checkpoint_weights(bool(prepared.relative), host) as weights:
-        for file, text in zip(files, request.wants_text, strict=True):
+        for file, text, chosen in zip(files, request.wants_text, request.loras, strict=True):
             meter.enter("reading", f"Reading {file.stem}")
-            loras.append(read_lora(file, weights, rule, meter.stop_if_interrupted, text=text))
+            lora = read_lora(file, weights, rule, meter.stop_if_interrupted, text=text)
+            loras.append(at_blocks(lora, chosen.blocks))
             meter.advance(1)
     for first, second in itertools.combinations(loras, 2):
         if first.sha256 == second.sha256:
@@ -107,6 +109,26 @@ def read_inputs(prepared: PreparedMerge, host: Host, meter: Meter) -> Inputs:
     inputs = Inputs(tuple(loras), pairing, request)
     _require_room(inputs, prepared.output)
     return inputs
+
+
+def at_blocks(lora: Lora, blocks: str) -> Lora:
+    """A LoRA with every layer at the strength of its block; what is at 0 is left out.
+
+    Raises:
+        IncompatibleError: nothing is left of it.
+    """
+    if not blocks.strip():
+        return lora
+    strengths = block_strengths(blocks)
+    layers = {
+        name: scale(layer, strength)
+        for name, layer in lora.layers.items()
+        if (strength := strength_of(name, strengths))
+    }
+    if not layers:
+        raise IncompatibleError(f"{lora.name} has no layer in the blocks {blocks}. Choose others.")
+    extras = {name: t * s for name, t in lora.extras.items() if (s := strength_of(name, strengths))}
+    return dataclasses.replace(lora, layers=layers, extras=extras)
 
 
 def _require_room(inputs: Inputs, output: Path) -> None:

@@ -83,7 +83,7 @@ def preflight(request: MergeRequest, host: Host) -> Preflight:
     return Preflight(
         names,
         _different(problems),
-        (*remarks, *_remarks(headers, overlap), *([memory.sentence] if memory else [])),
+        (*remarks, *_remarks(headers, overlap), *_whole(request), *([memory.sentence] if memory else [])),
         common,
         single,
         _size(request, shapes),
@@ -134,6 +134,14 @@ def _remarks(headers: Sequence[LoraHeader], overlap: Overlap | None) -> list[str
     if overlap and overlap.measured < overlap.common:
         found.append(f"The overlap is that of {counted(overlap.measured, 'layer')}, some of every block.")
     return found
+
+
+def _whole(request: MergeRequest) -> list[str]:
+    if not any(lora.blocks for lora in request.loras):
+        return []
+    return [
+        "Layers, overlap and size are those of the whole LoRAs; the merge takes only the blocks that were chosen."
+    ]
 
 
 def _memory(request: MergeRequest, host: Host, shapes: Sequence[FileShapes]) -> MemoryForecast | None:

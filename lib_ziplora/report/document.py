@@ -79,7 +79,7 @@ class Document:
                 "Role": label,
                 "LoRA": source.name,
                 "Prompt": lora.prompt,
-                "Weight": f"{lora.weight:g}",
+                "Weight": f"{lora.weight:g}{lora.blocks and f', {lora.blocks}'}",
                 "sha256": source.sha256,
                 "Bytes": str(source.size),
             }

@@ -105,6 +105,7 @@ def _lora_input(item: Mapping[str, Any]) -> LoraInput:
         str(item["prompt"]),
         float(item["weight"]),
         tuple(str(image) for image in item["images"]),
+        str(item.get("blocks", "")),
         item["role"],
     )
 

@@ -27,10 +27,9 @@ def explain_panel(controller: TabController, controls: Controls) -> None:
     with gr.Accordion("Explain", open=False, elem_id="ziplora_explaining") as controls["explaining"]:
         controls.add(gr.Dropdown, "explain", controller.merges(), value=None, label="Merge to explain")
         controls.add(gr.HTML, "explained", text.facts(CHOOSE_MERGE))
-        with gr.Row(elem_classes=["ziplora-row"]):
-            paste = {"label": "Paste a recipe", "info": "The line that begins with ziplora", "max_lines": 1}
-            controls.add(gr.Textbox, "recipe", "", **paste)
-            controls.add(gr.Button, "recipe_fill", "Fill the form with it")
+        paste = {"label": "Paste a recipe", "info": "The line that begins with ziplora", "max_lines": 1}
+        controls.add(gr.Textbox, "recipe", "", **paste)
+        controls.add(gr.Button, "recipe_fill", "Fill the form with it", size="sm")
         controls.add(gr.HTML, "recipe_note", "")
 
 

@@ -35,7 +35,8 @@ PROMPT_SIGN = "|"
 
 @dataclass(frozen=True)
 class Slot:
-    """A place in the tab for one LoRA: its values are called ``name``, ``name_prompt``, ``name_weight``.
+    """A place in the tab for one LoRA: its values are called ``name``, ``name_prompt``, ``name_weight``,
+    ``name_blocks``.
 
     An optional one may stay empty, and a value ``name_role`` says what its LoRA brings.
     """
@@ -45,7 +46,7 @@ class Slot:
 
     def value_names(self) -> tuple[str, ...]:
         """The names of its values, in their order."""
-        endings = ("", "_prompt", "_weight", *(("_role",) if self.optional else ()))
+        endings = ("", "_prompt", "_weight", "_blocks", *(("_role",) if self.optional else ()))
         return tuple(f"{self.name}{ending}" for ending in endings)
 
     def role(self, given: Values) -> Role:
@@ -64,7 +65,8 @@ class Slot:
         if not name:
             raise ConfigError(f"No {self.name} is chosen. Choose a LoRA as {self.name}.")
         prompt = str(given[f"{self.name}_prompt"] or "")
-        return LoraInput(str(name), prompt, _or_one(given[f"{self.name}_weight"]), role=self.role(given))
+        weight, blocks = _or_one(given[f"{self.name}_weight"]), str(given[f"{self.name}_blocks"] or "")
+        return LoraInput(str(name), prompt, weight, blocks=blocks, role=self.role(given))
 
 
 PAIR = tuple(Slot(role) for role in ROLES)
@@ -85,7 +87,7 @@ ADJUST_VALUES = (
 )
 MATRIX_VALUES = (
     *("matrix_subjects", "matrix_styles", "matrix_names", "matrix_overwrite", "matrix_sheet", "report"),
-    *("subject_weight", "style_weight"),
+    *("subject_weight", "style_weight", "subject_blocks", "style_blocks"),
     *setting_fields(),
 )
 COMPARE_VALUES = (
@@ -141,8 +143,10 @@ def matrix_request(given: Values) -> MatrixRequest:
     return from_json(
         MatrixRequest,
         {**asked, "report": bool(given["report"])},
-        subjects=_listed(given["matrix_subjects"], "subject", given["subject_weight"]),
-        styles=_listed(given["matrix_styles"], "style", given["style_weight"]),
+        subjects=_listed(
+            given["matrix_subjects"], "subject", given["subject_weight"], given["subject_blocks"]
+        ),
+        styles=_listed(given["matrix_styles"], "style", given["style_weight"], given["style_blocks"]),
         settings=dataclasses.replace(_settings(given), combined_prompt=""),
     )
 
@@ -204,10 +208,13 @@ def _name(value: Any, refusal: str) -> str:
     return name
 
 
-def _listed(lines: str | None, role: Role, weight: float | None) -> tuple[LoraInput, ...]:
+def _listed(
+    lines: str | None, role: Role, weight: float | None, blocks: str | None = ""
+) -> tuple[LoraInput, ...]:
     rows = [line.partition(PROMPT_SIGN) for line in (lines or "").splitlines() if line.strip()]
     return tuple(
-        LoraInput(name.strip(), prompt.strip(), _or_one(weight), role=role) for name, _, prompt in rows
+        LoraInput(name.strip(), prompt.strip(), _or_one(weight), blocks=blocks or "", role=role)
+        for name, _, prompt in rows
     )
 
 

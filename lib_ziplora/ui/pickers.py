@@ -20,6 +20,9 @@ from .forms import MORE, PAIR, SLOTS, Slot
 from .recents import recall_event, recent_merges, recent_row
 
 WORDS = "The trigger words, as you would prompt this LoRA alone"
+BLOCKS_HELP = (
+    "style blocks only, content blocks only, or strengths such as OUT00=0 MID=0.5; empty is all of it"
+)
 MERGE_LISTS = ("adjust_source", "explain", "compare_source")
 """Lists of the merges whose coefficients were saved."""
 
@@ -43,9 +46,16 @@ def pair_of_sides(controller: TabController, controls: Controls, combined: str =
 
 def more_sides(controls: Controls) -> None:
     """Places for LoRAs beside the two, in an accordion."""
-    with gr.Accordion("More LoRAs", open=False, elem_id="ziplora_more"), gr.Row(elem_classes=["ziplora-row"]):
-        for slot in MORE:
-            _side(controls, slot)
+    with gr.Accordion("More LoRAs and blocks", open=False, elem_id="ziplora_more"):
+        with gr.Row(elem_classes=["ziplora-row"]):
+            for slot in MORE:
+                _side(controls, slot)
+        with gr.Row(elem_classes=["ziplora-row"]):
+            for slot in SLOTS:
+                only = {"info": BLOCKS_HELP, "max_lines": 1}
+                controls.add(
+                    gr.Textbox, f"{slot.name}_blocks", label=f"{slot.name.capitalize()} blocks", **only
+                )
 
 
 def _side(controls: Controls, slot: Slot) -> None:
@@ -158,7 +168,9 @@ def _refresh_events(controller: TabController, controls: Controls) -> None:
 
 
 def _swap_event(controller: TabController, controls: Controls) -> None:
-    parts = [(f"subject{part}", f"style{part}") for part in ("", "_prompt", "_prompt_filled", "_weight")]
+    parts = [
+        (f"subject{part}", f"style{part}") for part in ("", "_prompt", "_prompt_filled", "_weight", "_blocks")
+    ]
     names = ("output", "output_filled", *(name for pair in parts for name in pair))
 
     def swap(given: Values) -> Updates:

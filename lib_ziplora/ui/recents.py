@@ -89,9 +89,20 @@ def _filled(controller: TabController, loras: Sequence[LoraInput], combined: str
     placed = dict(zip(_slots(loras), loras, strict=False))
     for slot in SLOTS:
         lora, name = placed.get(slot), slot.name
-        updates |= {name: "", f"{name}_prompt": "", f"{name}_weight": 1.0, f"{name}_prompt_filled": ""}
+        updates |= {
+            name: "",
+            f"{name}_prompt": "",
+            f"{name}_weight": 1.0,
+            f"{name}_prompt_filled": "",
+            f"{name}_blocks": "",
+        }
         if lora is not None:
-            updates |= {name: lora.lora, f"{name}_prompt": lora.prompt, f"{name}_weight": lora.weight}
+            updates |= {
+                name: lora.lora,
+                f"{name}_prompt": lora.prompt,
+                f"{name}_weight": lora.weight,
+                f"{name}_blocks": lora.blocks,
+            }
             updates |= {f"{name}_role": lora.role} if slot.optional else {}
     # The suggested prompt goes on following the prompts; one of the user's own stays.
     parts = [Prompted(lora.role, lora.prompt, controller.loras.trigger(lora.lora)) for lora in loras]
