@@ -160,7 +160,7 @@ FIGURE_HELP = {
     "LoRA as it is alone, 1 for each is as if it were missing",
     "Strengths for both together": "The weights of the plain sum that shows both in a picture of the combined prompt",
     "Rank": "Size of the file; as large as the two ranks together unless a lower one was asked for",
-    "Layers": "How many layers both LoRAs change, and how many only one of them; those are copied",
+    "Layers": "How many layers both LoRAs change, and how many only one of them",
 }
 """What the figures mean, by their names."""
 
