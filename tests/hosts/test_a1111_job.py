@@ -15,6 +15,7 @@ from lib_ziplora.config import LoraInput, MergeRequest, MergeSettings, Role
 from lib_ziplora.errors import HostError, Interrupted
 from lib_ziplora.hosts import Progress
 from lib_ziplora.hosts.a1111 import A1111Host
+from lib_ziplora.jobs.service import Service
 from lib_ziplora.pipeline.merge import run
 from lib_ziplora.pipeline.reexport import ReexportRequest
 
@@ -60,6 +61,34 @@ def test_a_merge_can_be_drawn_at_once(host: A1111Host, method: str, caplog: pyte
     merged = webui.picture(f"{prompt} <lora:{name}:1>")
     assert webui.module("networks").extra_network_lora.errors == {}
     assert all((merged != other).any() for other in drawn.values())
+
+
+def test_a_renamed_merge_is_drawn_by_its_new_name_and_a_deleted_one_is_off_the_list(host: A1111Host) -> None:
+    webui.write_lora("to rename a", 31)
+    webui.write_lora("to rename b", 32)
+    networks, folder = webui.module("networks"), Path(webui.boot().cmd_opts.lora_dir)
+    service = Service(host)
+    job = service.submit(
+        request("merges/old name", "to rename a", "to rename b", method="direct"), background=False
+    )
+    with host.exclusive():
+        service.run(job)
+    others = set(networks.available_networks) - {"old name"}
+    prompt = "a sks emoji in szn style"
+    drawn = webui.picture(f"{prompt} <lora:old name:1>")
+    service.rename("old name", "merges/new name")
+    assert set(networks.available_networks) == others | {"new name"}
+    entry = networks.available_networks["new name"]
+    assert (
+        networks.available_network_aliases["new name"] is entry
+        and "old name" not in networks.available_network_aliases
+    )
+    assert networks.available_network_hash_lookup[entry.shorthash] is entry and entry.alias == "new name"
+    assert (webui.picture(f"{prompt} <lora:new name:1>") == drawn).all()
+    service.remove("new name")
+    assert set(networks.available_networks) == others and not list((folder / "merges").iterdir())
+    assert entry not in networks.available_network_hash_lookup.values()
+    assert (webui.picture(prompt) != drawn).any()
 
 
 @pytest.mark.parametrize("method", ["ziplora", "direct"])
