@@ -70,7 +70,9 @@ def base(chance: Random) -> tuple[str, bytes]:
     if kind < 0.1:
         vectors = tuple({Q: torch.rand(5)} for _ in range(2))
         return "f.ziplora", Sidecar(vectors, {"settings": {}, "loras": [], "learnt": True}).pack()
-    metadata = {"ss_tag_frequency": '{"a": {"b": 1}}', HEADER_KEY: json.dumps(config(chance, "unet."))}
+    metadata = {"ss_tag_frequency": '{"a": {"b": 1}}'}
+    if chance.random() < 0.3:
+        metadata[HEADER_KEY] = json.dumps(config(chance, "unet."))
     if kind < 0.4:
         content = tensors(
             sample_layers(chance.randrange(9)),
@@ -230,7 +232,9 @@ def run(folder: Path, count: int, seed: int) -> tuple[Counter[str], list[str]]:
                     content = flipped(content, chance)
         file, beside = folder / name, folder / SIDECAR
         file.write_bytes(content)
-        beside.write_text(json.dumps(config(chance)), encoding="utf-8")
+        beside.unlink(missing_ok=True)
+        if chance.random() < 0.3:
+            beside.write_text(json.dumps(config(chance)), encoding="utf-8")
         before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
         try:
             ends[read(file, chance.random() < 0.5)] += 1

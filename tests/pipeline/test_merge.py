@@ -275,7 +275,7 @@ def test_a_model_that_is_swapped_meanwhile_ends_the_run(host):
 
 REFUSED_BEFORE_THE_MODEL_IS_TOUCHED = [
     ({"output": "dog"}, OutputError, "dog"),
-    ({"output": "a/b"}, ZipLoraError, "a/b|b"),
+    ({"output": "../b"}, ZipLoraError, "[.][.]/b"),
     ({"subject": "nobody"}, LoraFileError, "nobody"),
     ({"style": "dog"}, IncompatibleError, "same file"),
     ({"style": "copy"}, IncompatibleError, "same file"),

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lib_ziplora.denoiser import Conditioning, TextDeltas
 from lib_ziplora.errors import HostError, LoraFileError
 from lib_ziplora.hosts import CheckpointInfo, InstalledLora, Progress
+from lib_ziplora.names import validate_output
 
 WIDTH, CONTEXT = 8, 6
 TEXT_LAYER = "lora_te1_text_model_encoder_layers_0_self_attn_q_proj"
@@ -125,7 +126,7 @@ class PicoHost:
         return path
 
     def output_path(self, name: str) -> Path:
-        return self.folder / f"{name}.safetensors"
+        return self.folder / f"{validate_output(name)}.safetensors"
 
     def checkpoint(self) -> CheckpointInfo:
         return CheckpointInfo("pico", "ab" * 32)
