@@ -11,7 +11,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3; do \
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test fuzz check format clean
+.PHONY: help venv demo gpu test fuzz check format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ $(STAMP): requirements/dev.txt
 
 demo: $(STAMP) ## merge the example LoRAs and draw a comparison into out/demo
 	$(PY) -m benchmarks.demo
+
+gpu: ## check arithmetic, memory and time on this machine's GPU, nine minutes at most
+	GPU_PYTHON="$(GPU_PYTHON)" benchmarks/gpu.sh
 
 test: $(STAMP) ## run the tests
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile

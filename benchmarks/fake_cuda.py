@@ -1,8 +1,9 @@
-"""A CUDA card that isn't there: fake tensors on ``cuda:0``, every byte, launch, copy and wait counted.
+"""A CUDA card that isn't there: tensors on ``cuda:0`` without data, every byte, launch, copy and wait counted.
 
-torch's ``FakeTensorMode`` runs every operation without data, and raises as a GPU would where devices differ;
-``fake_cuda.cpp`` lets a CPU build of torch run autograd on such tensors. Beyond it are the kernels' own workspaces,
-the CUDA context (0.3 to 0.5 GB) and the allocator's fragmentation.
+``CardTensor`` says that it is on the card and has a tensor of torch's meta device inside, whose kernels tell shapes
+and dtypes; operations across devices raise as on a GPU. ``fake_cuda.cpp`` lets a CPU build of torch run autograd on
+such tensors. Beyond it are the kernels' own workspaces, the CUDA context (0.3 to 0.5 GB) and the allocator's
+fragmentation.
 """
 
 # ruff: noqa: E402
@@ -17,7 +18,7 @@ import sys
 import tempfile
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,14 +57,15 @@ load_guard()
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch import Tensor, nn
+from torch.optim import optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lib_ziplora.hosts import offload, text_deltas
 
 aten = torch.ops.aten
 GB = 1e9
+CARD, CPU = torch.device("cuda", 0), torch.device("cpu")
 BLOCK = 512
 """The allocator rounds up to this many bytes."""
 PRODUCTS = {
@@ -88,6 +90,9 @@ NO_KERNEL = {
     aten.new_empty,
     aten.new_empty_strided,
 }
+NEW_SHAPE = {aten.set_, aten.resize_, aten.unsqueeze_, aten.squeeze_, aten.t_, aten.transpose_}
+"""Change their argument's shape, which is not written to the one that holds it: none is expected."""
+ACROSS = {aten._to_copy, aten.copy_, aten.index}
 WAITING = {aten.nonzero, aten.masked_select, aten._unique2, aten.equal, aten.is_nonzero}
 INITS = ("kaiming_uniform_", "uniform_", "normal_", "zeros_", "ones_", "constant_", "xavier_uniform_")
 LIKELIHOODS = (1.0, 2.0, 2.0, 1.0, 1.0, 1.2, 1.0, 1.1, 1.0, 0.8)
@@ -102,9 +107,28 @@ def our_line() -> str:
     return f"{frame.f_code.co_filename.split('/lib_ziplora/')[-1]}:{frame.f_lineno}" if frame else "?"
 
 
-def kind(tensor: Tensor) -> str:
-    """Where a tensor is; a fake one's ``device`` would go through the dispatcher."""
-    return tensor.fake_device.type if isinstance(tensor, FakeTensor) else tensor.device.type
+class CardTensor(Tensor):
+    """A tensor without data, on the card or, where it came from there, in main memory; ``inner`` is on meta."""
+
+    inner: Tensor
+    ledger: Ledger
+
+    @staticmethod
+    def __new__(cls, inner: Tensor, device: torch.device) -> CardTensor:
+        made: CardTensor = Tensor._make_wrapper_subclass(
+            cls,
+            inner.size(),
+            strides=inner.stride(),
+            storage_offset=inner.storage_offset(),
+            dtype=inner.dtype,
+            device=device,
+        )
+        made.inner = inner
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return cls.ledger.run(func, args, kwargs or {})
 
 
 def tensors_in(values: Any) -> Iterator[Tensor]:
@@ -113,6 +137,61 @@ def tensors_in(values: Any) -> Iterator[Tensor]:
             yield value
         elif isinstance(value, (list, tuple)):
             yield from tensors_in(value)
+
+
+def without_data(value: Any) -> Any:
+    """An argument for a kernel of the meta device. CPU scalars stay: Python's numbers promote no dtype."""
+    if isinstance(value, CardTensor):
+        return value.inner
+    if isinstance(value, Tensor):
+        return value.to("meta") if value.ndim else value
+    if isinstance(value, (list, tuple)):
+        return type(value)(without_data(part) for part in value)
+    return value
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a tensor looks like."""
+
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+    dtype: torch.dtype
+
+    def tensor(self, base: Tensor | None) -> Tensor:
+        """A new one, or a view of ``base``."""
+        if base is not None and base.dtype == self.dtype:
+            return base.as_strided(self.size, self.stride, self.offset)
+        return torch.empty_strided(self.size, self.stride, dtype=self.dtype, device="meta")
+
+
+def form_of(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return Form(tuple(value.shape), value.stride(), value.storage_offset(), value.dtype)
+    return type(value)(map(form_of, value)) if isinstance(value, (list, tuple)) else value
+
+
+def built(form: Any, base: Tensor | None, device: torch.device, made: list[CardTensor]) -> Any:
+    """Tensors of a form, listed in ``made``. (A closure that calls itself would keep them alive.)"""
+    if isinstance(form, Form):
+        made.append(CardTensor(form.tensor(base), device))
+        return made[-1]
+    return (
+        type(form)(built(part, base, device, made) for part in form)
+        if isinstance(form, (list, tuple))
+        else form
+    )
+
+
+def shapes_of(value: Any) -> Any:
+    """A key of arguments that a kernel can't tell apart."""
+    if isinstance(value, CardTensor):
+        inner = value.inner
+        return inner.shape, inner.stride(), inner.storage_offset(), inner.dtype
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype
+    return tuple(map(shapes_of, value)) if isinstance(value, (list, tuple)) else (type(value), value)
 
 
 @dataclass
@@ -128,7 +207,7 @@ class Stage:
 
 
 class Ledger(TorchDispatchMode):
-    """Above a FakeTensorMode: memory, launches, copies and waits of the card, stage by stage."""
+    """Memory, launches, copies and waits of the card, stage by stage."""
 
     def __init__(self, capacity: float) -> None:
         super().__init__()
@@ -136,6 +215,7 @@ class Ledger(TorchDispatchMode):
         self.live = 0
         self.known: dict[int, weakref.ref[Any]] = {}
         self.stages = [Stage("loading")]
+        self.forms: dict[Any, Any] = {}
         self.mixed: Counter[str] = Counter()
         self.likelihoods = list(LIKELIHOODS)
 
@@ -146,8 +226,8 @@ class Ledger(TorchDispatchMode):
     def enter(self, name: str) -> None:
         self.stages.append(Stage(name, peak=self.live))
 
-    def hold(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
+    def hold(self, tensor: CardTensor) -> None:
+        storage = tensor.inner.untyped_storage()
         key, size = storage._cdata, -(-storage.nbytes() // BLOCK) * BLOCK
         if key in self.known:
             return
@@ -165,37 +245,68 @@ class Ledger(TorchDispatchMode):
         self.stage.peak = max(self.stage.peak, self.live)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs, packet = kwargs or {}, func._overloadpacket
-        if func.namespace == "prim":
+        return self.run(func, args, kwargs or {})
+
+    def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """An operation, without data where the card has part in it."""
+        packet = func._overloadpacket
+        given = [*tensors_in(args), *tensors_in(kwargs.values())] if kwargs else list(tensors_in(args))
+        ours = [tensor for tensor in given if isinstance(tensor, CardTensor)]
+        device = kwargs.get("device")
+        if not ours and (device is None or torch.device(device).type != "cuda"):
             return func(*args, **kwargs)
         if packet is aten._local_scalar_dense:
             return self.scalar(args[0])
-        given = [*tensors_in(args), *tensors_in(kwargs.values())]
-        for tensor in given:  # a constant would be computed with, on a device that isn't there
-            if isinstance(tensor, FakeTensor) and tensor.constant is not None:
-                tensor.constant = None
-        out = func(*args, **kwargs)
-        made = list(tensors_in((out,)))
+        places = {tensor.device.type for tensor in given if tensor.ndim}
+        if len(places) > 1 and packet not in ACROSS:
+            raise RuntimeError(f"Expected all tensors to be on the same device, in {packet} at {our_line()}")
+        if device is None:
+            device = CARD if any(tensor.device.type == "cuda" for tensor in ours) else CPU
+        else:
+            kwargs = {**kwargs, "device": torch.device("meta")}
+        device = CARD if torch.device(device).type == "cuda" else CPU
+        made: list[CardTensor] = []
+        if func._schema.is_mutable and packet not in NEW_SHAPE:
+            out = kwargs.get("out", args[0] if args and isinstance(args[0], Tensor) else None)
+            made += [out] if isinstance(out, CardTensor) else []
+        else:
+            out = self.made_of(func, args, kwargs, device, made)
         if packet in PRODUCTS and len({t.dtype for t in given if t.dtype.is_floating_point}) > 1:
             self.mixed[f"{packet} at {our_line()}"] += 1
         if packet in (aten._to_copy, aten.copy_):
             source, target = (args[0], made[0]) if packet is aten._to_copy else (args[1], args[0])
             self.copied(source, target, kwargs.get("non_blocking", False))
         if not func.is_view:
-            self.launched(packet, given, made)
+            self.launched(packet, device, made)
         return out
 
-    def launched(self, packet: Any, given: list[Tensor], made: list[Tensor]) -> None:
-        on_card = [tensor for tensor in made if kind(tensor) == "cuda"]
-        if on_card or any(kind(tensor) == "cuda" for tensor in given):
+    def made_of(
+        self, func: Any, args: Any, kwargs: Mapping[str, Any], device: torch.device, made: list[CardTensor]
+    ) -> Any:
+        """What an operation gives, put into ``made`` too; meta's kernel is asked once for arguments that look alike."""
+        key = (func, shapes_of(args), shapes_of(tuple(kwargs.items())))
+        form = self.forms.get(key)
+        if form is None:
+            result = func(
+                *without_data(args), **{name: without_data(value) for name, value in kwargs.items()}
+            )
+            self.forms[key] = form = form_of(result)
+        base = args[0].inner if func.is_view or func._overloadpacket is aten._unsafe_view else None
+
+        return built(form, base, device, made)
+
+    def launched(self, packet: Any, device: torch.device, made: list[CardTensor]) -> None:
+        if device is CARD:
             self.stage.launches += packet not in NO_KERNEL
-            self.stage.waits[our_line()] += packet in WAITING
-        for tensor in on_card:
-            self.hold(tensor)
+            if packet in WAITING:
+                self.stage.waits[our_line()] += 1
+            for tensor in made:
+                self.hold(tensor)
 
     def copied(self, source: Tensor, target: Tensor, non_blocking: bool) -> None:
-        pair, line = (kind(source), kind(target)), our_line()
+        pair = (source.device.type, target.device.type)
         if "cuda" in pair and "cpu" in pair:
+            line = our_line()
             where = f"{'to' if pair[0] == 'cpu' else 'from'} the card, {line}"
             self.stage.copies[where] += 1
             self.stage.moved[where] += target.numel() * target.element_size()
@@ -205,7 +316,7 @@ class Ledger(TorchDispatchMode):
     def scalar(self, tensor: Tensor) -> Any:
         """A value with which the run goes on; reading one off the card is a wait."""
         line = our_line()
-        if kind(tensor) == "cuda":
+        if tensor.device.type == "cuda":
             self.stage.waits[line] += 1
         if (
             tensor.dtype == torch.bool
@@ -218,7 +329,7 @@ class Ledger(TorchDispatchMode):
         return self.likelihoods.pop(0) if "likelihood" in line and self.likelihoods else 0.5
 
     def listed(self, tensor: Tensor) -> list[Any]:
-        if kind(tensor) == "cuda":
+        if tensor.device.type == "cuda":
             self.stage.waits[our_line()] += 1
         count = tensor.numel()
         if tensor.dtype.is_floating_point:
@@ -250,23 +361,25 @@ def attention(
 
 
 def move(tensor: Tensor, device: torch.device) -> None:
-    """As ``offload.move``; a fake tensor also remembers its device by itself."""
-    tensor.data = tensor.data.to(device)
-    if isinstance(tensor, FakeTensor):
-        tensor.fake_device = torch.device("cuda", 0) if device.type == "cuda" else device
+    """As ``offload.move``; a tensor without data also has an inner one."""
+    moved = tensor.data.to(device)
+    tensor.data = moved
+    if isinstance(moved, CardTensor) and isinstance(tensor, CardTensor):
+        tensor.inner = moved.inner
 
 
 @contextlib.contextmanager
 def fake_card(gigabytes: float) -> Iterator[Ledger]:
-    """Inside the block everything is fake, and ``cuda`` is a card with so many GB free beside its context."""
-    ledger = Ledger(gigabytes * GB)
+    """Inside the block ``cuda`` is a card with so many GB free beside its context."""
+    ledger = CardTensor.ledger = Ledger(gigabytes * GB)
     tolist = Tensor.tolist
 
     def listed(tensor: Tensor) -> Any:
-        return ledger.listed(tensor) if isinstance(tensor, FakeTensor) else tolist(tensor)
+        return ledger.listed(tensor) if isinstance(tensor, CardTensor) else tolist(tensor)
 
     with contextlib.ExitStack() as stack:
         for target, name, value in (
+            (torch.cuda, "_lazy_init", lambda: None),
             (torch.cuda, "is_available", lambda: True),
             (torch.cuda, "device_count", lambda: 1),
             (
@@ -277,17 +390,19 @@ def fake_card(gigabytes: float) -> Iterator[Ledger]:
             (torch.cuda, "memory_reserved", lambda *_: ledger.live),
             (torch.cuda, "memory_allocated", lambda *_: ledger.live),
             (torch.cuda, "empty_cache", lambda: None),
+            (torch.cuda, "synchronize", lambda *_: None),
+            (torch.cuda, "reset_peak_memory_stats", lambda *_: None),
+            (torch.cuda, "max_memory_reserved", lambda *_: ledger.stage.peak),
             (torch.cuda, "is_bf16_supported", lambda *_, **__: True),
             (torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
             (Tensor, "tolist", listed),
-            (FakeTensor, "tolist", listed),
+            (optimizer, "_foreach_supported_types", [Tensor, nn.Parameter, CardTensor]),
             (F, "scaled_dot_product_attention", attention),
             (offload, "move", move),
             (text_deltas, "move", move),
             *((torch.nn.init, name, lambda tensor, *_, **__: tensor) for name in INITS),
         ):
             stack.enter_context(mock.patch.object(target, name, value))
-        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        torch._C._set_only_lift_cpu_tensors(True)  # as FakeTensorMode does by itself where there is no CUDA
+        torch._C._set_only_lift_cpu_tensors(True)  # else torch.tensor(..., device="cuda") is made there
         stack.enter_context(ledger)
         yield ledger

@@ -1,26 +1,21 @@
-"""Memory and time of a merge on the full-size SDXL UNet with random weights: ``python -m benchmarks.memory``.
+"""Memory and time of a merge on an SDXL UNet with random weights, for ``benchmarks.gpu`` and ``benchmarks.simulate``.
 
-Nothing is downloaded. On a GPU (``--device cuda``): the peak of every plan beside its estimate, a whole
-run of ``training.run.learn`` with its samples, what stays allocated afterwards, and where one update's
-time goes. On the CPU there is no peak to be read; ``--tiny`` runs all of it on a small UNet.
+``python -m benchmarks.memory`` prints README's table of estimates.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import gc
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from benchmarks.cost import SDXL_UNET, MetaDenoiser, attention_only, chosen_layers, lora
+from benchmarks.cost import SDXL_UNET, MetaDenoiser, chosen_layers, lora
 from lib_ziplora.config import LoraInput, MergeSettings
 from lib_ziplora.denoiser import Conditioning
 from lib_ziplora.hosts import Progress
@@ -161,23 +156,41 @@ def of_plan(
     }
 
 
+class StageClock(Meter):
+    """A meter that also knows the seconds of each stage."""
+
+    def __init__(self, host: Any, device: torch.device) -> None:
+        super().__init__(host, None, 10**6)
+        self.device, self.seconds, self.current, self.since = device, dict[str, float](), "", 0.0
+
+    def enter(self, stage: str, text: str) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        now = time.perf_counter()
+        if self.current:
+            self.seconds[self.current] = self.seconds.get(self.current, 0.0) + now - self.since
+        self.current, self.since = text, now
+        super().enter(stage, text)
+
+
 def whole_run(
-    denoiser: RandomDenoiser, concepts: Sequence[Concept], size: int, updates: int
+    denoiser: RandomDenoiser, concepts: Sequence[Concept], settings: MergeSettings
 ) -> dict[str, Any]:
-    """A run with its samples and held-out figures, and what it leaves allocated."""
+    """A merge with its samples and held-out figures, the seconds of each stage, and what it leaves allocated."""
     clear(denoiser.device)
     before = allocated(denoiser.device)
     host: Any = RandomHost(denoiser)
-    settings = MergeSettings(steps=updates, width=size, height=size, combined_weight=0.0)
     chosen = [LoraInput("a", "a", role="subject"), LoraInput("b", "b", role="style")]
-    started = time.perf_counter()
-    learnt, vectors = learn(host, concepts, chosen, {}, settings, Meter(host, None, 10**6))
+    started, clock = time.perf_counter(), StageClock(host, denoiser.device)
+    learnt, vectors = learn(host, concepts, chosen, {}, settings, clock)
+    clock.enter("done", "")
     seconds = time.perf_counter() - started
     plan, highest = learnt.plan, peak(denoiser.device)
     del learnt, vectors
     clear(denoiser.device, peak_too=False)
     left = (allocated(denoiser.device) - before) / 2**20
-    return {"updates": updates, "plan": plan, "seconds": seconds, "peak_gb": highest, "left_mib": left}
+    figures = {"updates": settings.steps, "plan": plan, "seconds": seconds, "stages": clock.seconds}
+    return {**figures, "peak_gb": highest, "left_mib": left}
 
 
 def profiled(denoiser: RandomDenoiser, concepts: Sequence[Concept], size: int) -> str:
@@ -249,41 +262,5 @@ def estimates() -> str:
     return "\n".join(rows)
 
 
-def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    parser = argparse.ArgumentParser("python -m benchmarks.memory", description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cpu", help="cuda, cuda:1, cpu")
-    parser.add_argument("--dtype", choices=DTYPES, default="fp16")
-    parser.add_argument("--size", type=int, default=1024, help="width and height of the samples in pixels")
-    parser.add_argument("--rank", type=int, default=64, help="of both LoRAs")
-    parser.add_argument("--layers", choices=("attention", "all"), default="attention")
-    parser.add_argument("--updates", type=int, default=100, help="of the whole run")
-    parser.add_argument("--tiny", action="store_true", help="a small UNet, to try the command itself")
-    parser.add_argument("--profile", action="store_true", help="also where one update's time goes")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
-    parser.add_argument("--estimates", action="store_true", help="print README's table and end")
-    args = parser.parse_args(arguments)
-    if args.estimates:
-        print(estimates())
-        return {}
-    device = torch.device(args.device)
-    denoiser = RandomDenoiser(TINY_UNET if args.tiny else SDXL_UNET, device, DTYPES[args.dtype])
-    every = canonical_modules(denoiser.unet)
-    modules = attention_only(every) if args.layers == "attention" else every
-    concepts = [random_lora(modules, args.rank, seed) for seed in (0, 1)]
-    figures: dict[str, Any] = {**vars(args), "json": None, "machine": machine(device), "plans": []}
-    for plan in plans("auto", "auto"):
-        with told(plan.description):
-            figures["plans"].append(of_plan(denoiser, concepts, plan, args.size, 3))
-        print("  ", {name: value for name, value in figures["plans"][-1].items() if name != "plan"})
-    with told("whole run"):
-        figures["run"] = whole_run(denoiser, concepts, args.size, args.updates)
-    print("  ", figures["run"])
-    if args.profile:
-        print(profiled(denoiser, concepts, args.size))
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    return figures
-
-
 if __name__ == "__main__":
-    main()
+    print(estimates())

@@ -1,36 +1,43 @@
 """A merge on full-size SDXL on a card that isn't there, stage by stage: ``python -m benchmarks.simulate``.
 
 Memory that is alive, launches, copies and waits are counted on fake tensors (see ``fake_cuda``), through the
-diffusers host's own session. The merge is shortened (``--updates``, ``--trajectories``, ``--steps``): peaks don't
-depend on it, counts are given for a unit, one forward of one sample.
+diffusers host's own session. The merge is shortened (``--updates``, ``--trajectories``, ``--steps``, few pictures to
+weigh by): peaks don't depend on it, counts are given for a unit, one forward of one sample. ``--plans``: the peak of
+an update under every plan beside its estimate.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from benchmarks.fake_cuda import GB, Ledger, fake_card  # isort: skip, before torch
 
 import torch
 from torch import nn
 
+from benchmarks import memory
 from benchmarks.cost import SDXL_UNET, chosen_layers
 from lib_ziplora.config import LoraInput, MergeSettings
 from lib_ziplora.errors import ZipLoraError
 from lib_ziplora.hosts import Progress
+from lib_ziplora.hosts._a1111.guard import norms_in_own_dtype
 from lib_ziplora.hosts._diffusers import model
 from lib_ziplora.hosts._diffusers.text import text_modules
 from lib_ziplora.hosts.standalone import DiffusersSession, frozen
 from lib_ziplora.lora.layer import LoraLayer
 from lib_ziplora.pipeline.write import TextLayers
 from lib_ziplora.progress import Meter
+from lib_ziplora.training import strengths
 from lib_ziplora.training.run import learn
+from lib_ziplora.ziplora import likelihood
+from lib_ziplora.ziplora.memory import plans
 
 FREE = {8: 7.5, 12: 11.3, 24: 23.2}
 """GB of a card that are left beside the CUDA context and the desktop."""
@@ -149,11 +156,13 @@ class StageMeter(Meter):
 @contextlib.contextmanager
 def autocast(unet: nn.Module, on: bool) -> Iterator[None]:
     """Every forward under ``torch.autocast``, as the WebUI's ``apply_model`` opens it (the backward pass is not)."""
-    plain = unet.forward
-    if on:
-        unet.__dict__["forward"] = torch.autocast("cuda")(plain)
-    yield
-    unet.__dict__.pop("forward", None)
+    if not on:
+        yield
+        return
+    unet.__dict__["forward"] = torch.autocast("cuda")(unet.forward)
+    with norms_in_own_dtype(unet):
+        yield
+    del unet.__dict__["forward"]
 
 
 def simulate(
@@ -180,7 +189,12 @@ def simulate(
             LoraInput("b", "a cat in szn style", role="style"),
         ]
         meter, loaded = StageMeter(ledger), ledger.live
-        with frozen(parts), autocast(pipeline.unet, under_autocast):
+        with (
+            frozen(parts),
+            autocast(pipeline.unet, under_autocast),
+            mock.patch.object(strengths, "SEARCH_STEPS", 2),
+            mock.patch.object(likelihood, "TIMES", (0.5,)),
+        ):
             session = DiffusersSession(pipeline, model.denoiser_of(pipeline))
             try:
                 learnt, vectors = learn(session, concepts, chosen, deltas, settings, meter)
@@ -188,10 +202,11 @@ def simulate(
                 del learnt, vectors
             except (torch.cuda.OutOfMemoryError, ZipLoraError) as error:
                 problem = f"{type(error).__name__}: {error}"
+        gc.collect()
         ledger.enter("afterwards")
         meter.units.append(0)
         stages = [
-            {**asdict(stage), "units": units} for stage, units in zip(ledger.stages, meter.units, strict=True)
+            {**vars(stage), "units": units} for stage, units in zip(ledger.stages, meter.units, strict=True)
         ]
         return {
             "stages": stages,
@@ -202,6 +217,34 @@ def simulate(
             "left": ledger.live - loaded,
             "mixed": dict(ledger.mixed),
         }
+
+
+def plan_peaks(
+    size: int = 1024,
+    layers: str = "kohya",
+    rank: int = 64,
+    dtype: torch.dtype = torch.float16,
+    under_autocast: bool = False,
+    tiny: bool = False,
+    numbers: Sequence[int] = (),
+) -> list[dict[str, Any]]:
+    """One update under every plan (of those ``numbers``): its peak with the checkpoint, and the estimate, in GB."""
+    config = TINY if tiny else SDXL_UNET
+    with fake_card(1000) as ledger:
+        denoiser = memory.RandomDenoiser(config, torch.device("cuda", 0), dtype)
+        concepts = [lora_without_values(chosen_layers(denoiser.unet, layers), rank) for _ in range(2)]
+        rows = []
+        with autocast(denoiser.unet, under_autocast):
+            for number, plan in enumerate(plans("auto", "auto")):
+                if numbers and number not in numbers:
+                    continue
+                ledger.enter(plan.description)
+                print(plan.description, flush=True)
+                rows.append(memory.of_plan(denoiser, concepts, plan, size, 2))
+                rows[-1] |= {"launches": ledger.stage.launches}
+                rows[-1].pop("seconds_an_update", None)  # those of this machine, which say nothing
+                rows[-1] = {k: round(v, 3) if isinstance(v, float) else v for k, v in rows[-1].items()}
+        return rows
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -217,9 +260,20 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--trajectories", type=int, default=1)
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--tiny", action="store_true", help="a small UNet, to try the command itself")
+    parser.add_argument("--plans", action="store_true", help="an update under every plan, and end")
+    parser.add_argument("--only", type=int, nargs="*", default=(), help="numbers of the plans, 0 the fastest")
     parser.add_argument("--lines", action="store_true", help="copies and waits by line of the library")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
     args = parser.parse_args(arguments)
+    dtype, free = DTYPES[args.dtype], FREE.get(int(args.card), args.card)
+    if args.plans:
+        rows = plan_peaks(args.size, args.layers, args.rank, dtype, args.autocast, args.tiny, args.only)
+        for row in rows:
+            over = row["estimated_gb"] / row["peak_gb"] - 1
+            print(
+                f"{row['plan']}: {row['peak_gb']:.2f} GB, estimated {row['estimated_gb']:.2f} ({over:+.1%})"
+            )
+        return written({"plans": rows}, args.json)
     settings = MergeSettings(
         steps=args.updates,
         width=args.size,
@@ -229,8 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         trajectories=args.trajectories,
         sampling_steps=args.steps,
     )
-    free = FREE.get(int(args.card), args.card)
-    found = simulate(free, settings, args.layers, args.rank, DTYPES[args.dtype], args.autocast, args.tiny)
+    found = simulate(free, settings, args.layers, args.rank, dtype, args.autocast, args.tiny)
     print(table(found["stages"], args.lines))
     print(
         f"\nUNet {found['unet'] / GB:.2f} GB; plan: {found['plan']}; left behind {found['left'] / GB:.3f} GB"
@@ -239,8 +292,12 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         print(f"{count} products of two dtypes: {line}")
     if found["problem"]:
         print(found["problem"])
-    if args.json:
-        args.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    return written(found, args.json)
+
+
+def written(found: dict[str, Any], path: Path | None) -> dict[str, Any]:
+    if path:
+        path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     return found
 
 

@@ -362,7 +362,7 @@ def _add_host(one: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="DIR",
         help="diffusers folder whose configuration files describe a .safetensors checkpoint "
-        "(default: SDXL's, if the Hugging Face cache has it; nothing is downloaded)",
+        "(default: SDXL's own)",
     )
     group.add_argument(
         "--lora-dir",

@@ -2,7 +2,7 @@
 
 The prediction is needed before a merge, and where a driver spills silently into main memory instead of failing;
 ``ziplora.memory.step_down`` catches what it got wrong. ``tests/training/test_footprint.py`` holds the table against
-counts on the full-size UNet.
+counts on the full-size UNet, ``tests/benchmarks/test_simulate.py`` against the peaks of a simulated card.
 """
 
 from __future__ import annotations
@@ -74,10 +74,8 @@ SDXL = (
 """Counted, in the order of ``ziplora.memory.in_order_of_worth``."""
 OUTSIDE = Blocks(1, 3200, 6245, 0)
 """Counted: what is kept outside of every block."""
-PASSING = 4000
-"""Assumed: values for each latent pixel that come and go, such as gradients, outputs, a convolution's workspace."""
-MARGIN = 1.2
-"""Assumed: for what hosts keep in fp32 where the count has the compute dtype (normalisations under autocast)."""
+PASSING = 1500
+"""Simulated: values for each latent pixel that come and go, such as gradients."""
 LARGEST_SHARE = 0.1
 """Counted: of the merged factors, what one block that is recomputed has at most."""
 RESERVE = 400 * 2**20
@@ -109,7 +107,7 @@ def estimate_memory(
     up = sum(layer.rank * layer.weight_shape[0] for _, layer in every)
     # The merged ``down`` is kept for the backward pass; beside a coefficient lie its gradient and Adam's means.
     factors = down + up + down * max(1 - plan.checkpointing, LARGEST_SHARE)
-    return math.ceil((values * MARGIN + factors) * itemsize + 6 * FP32 * coefficients + RESERVE)
+    return math.ceil((values + factors) * itemsize + 6 * FP32 * coefficients + RESERVE)
 
 
 def activations(plan: Plan, attention: bool) -> int:

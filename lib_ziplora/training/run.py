@@ -20,6 +20,7 @@ from ..ziplora.hooks import check_fit
 from ..ziplora.train import Term, TrainingResult, Update, evaluate, train
 from .learnt import Learnt
 from .memory import fitting_plans
+from .strengths import Conditions
 from .target_samples import DataSampler
 
 
@@ -80,28 +81,40 @@ def learn(
     used = {name: modules[name] for layers in concepts for name in layers}
     sampler = DataSampler(session, denoiser, used, settings, meter)
     conditions = sampler.conditions(chosen, text_deltas)
-    with session.unet_alone():
-        allowed = fitting_plans(concepts, settings, denoiser) if settings.needs.updates else []
-        coefficients = MergerCoefficients.ones(concepts, denoiser.device, denoiser.dtype)
-        data = sampler.training_data(coefficients, chosen, conditions)
-        coefficients.start_at((1.0,) * len(concepts))
+    with session.unet_alone():  # what is on the device is gone before the rest of the model comes back
+        return _on_unet(denoiser, sampler, concepts, chosen, conditions)
 
-        def heldout_errors() -> tuple[float, ...]:
-            meter.enter("sampling", "Measuring on samples that are not trained on")
-            return evaluate(denoiser, used, coefficients, data.heldout)
 
-        before = heldout_errors()
-        coefficients.start_at(data.strengths.values)
-        if data.layer_targets:
-            meter.enter("solving", "Solving every layer by itself")
-            solve(coefficients, data.layer_targets, on_batch=meter.stop_if_interrupted)
-            data = dataclasses.replace(data, layer_targets=())  # their inputs are no longer needed
-        result, units = TrainingResult(), update_units(len(concepts))
-        if settings.needs.updates:
-            on_update = _on_update(meter, settings, data.terms, units)
-            result = train(denoiser, used, coefficients, data.terms, settings, on_update, allowed)
-            meter.skip(units * (settings.steps - len(result.updates)))
-        learnt = Learnt.of(result, coefficients, data.strengths, before, heldout_errors())
+def _on_unet(
+    denoiser: WatchedDenoiser,
+    sampler: DataSampler,
+    concepts: Sequence[Concept],
+    chosen: Sequence[LoraInput],
+    conditions: Conditions,
+) -> tuple[Learnt, tuple[Vectors, ...]]:
+    """The stages that need the UNet alone; see ``learn``."""
+    settings, meter, used = sampler.settings, sampler.meter, sampler.modules
+    allowed = fitting_plans(concepts, settings, denoiser) if settings.needs.updates else []
+    coefficients = MergerCoefficients.ones(concepts, denoiser.device, denoiser.dtype)
+    data = sampler.training_data(coefficients, chosen, conditions)
+    coefficients.start_at((1.0,) * len(concepts))
+
+    def heldout_errors() -> tuple[float, ...]:
+        meter.enter("sampling", "Measuring on samples that are not trained on")
+        return evaluate(denoiser, used, coefficients, data.heldout)
+
+    before = heldout_errors()
+    coefficients.start_at(data.strengths.values)
+    if data.layer_targets:
+        meter.enter("solving", "Solving every layer by itself")
+        solve(coefficients, data.layer_targets, on_batch=meter.stop_if_interrupted)
+        data = dataclasses.replace(data, layer_targets=())  # their inputs are no longer needed
+    result, units = TrainingResult(), update_units(len(concepts))
+    if settings.needs.updates:
+        on_update = _on_update(meter, settings, data.terms, units)
+        result = train(denoiser, used, coefficients, data.terms, settings, on_update, allowed)
+        meter.skip(units * (settings.steps - len(result.updates)))
+    learnt = Learnt.of(result, coefficients, data.strengths, before, heldout_errors())
     return learnt, tuple(coefficients.vectors(index) for index in range(len(concepts)))
 
 

@@ -100,10 +100,14 @@ def train(
     errors, updates, skipped, in_a_row = [math.nan] * len(terms), list[Update](), 0, 0
     draws_of_updates = batches(terms, coefficients.concepts, settings.seed)
     for index, draws in enumerate(itertools.islice(draws_of_updates, settings.steps)):
-        overlap, change = similarity(coefficients).item(), coefficients.mean_change().item()
+        with torch.no_grad():
+            start = torch.stack([similarity(coefficients).to(denoiser.device), coefficients.mean_change()])
         work = functools.partial(backward, denoiser, modules, coefficients, draws, settings, scale)
         drawn, remaining = step_down(remaining, work)
-        if torch.cat([p.grad.flatten() for p in m if p.grad is not None]).isfinite().all():
+        finite = torch.cat([p.grad.flatten() for p in m if p.grad is not None]).isfinite().all()
+        # One copy for all of them, since each would wait for the device.
+        overlap, change, is_finite, *values = torch.cat([start, finite[None], drawn]).tolist()
+        if is_finite:
             adam.step()
             in_a_row = 0
         else:
@@ -113,7 +117,7 @@ def train(
                 f"The gradients of {MOST_SKIPPED} updates in a row were not finite: the checkpoint's activations "
                 "overflow. Run the model in bf16 or fp32 instead of fp16, or lower the weights of the LoRAs."
             )
-        for draw, value in zip(draws, drawn, strict=True):
+        for draw, value in zip(draws, values, strict=True):
             errors[draw.term] = value
         updates.append(Update(index, tuple(errors), overlap, change))
         ended = not on_update(updates[-1]) or (shared and overlap < SIMILARITY_IS_ZERO)
@@ -130,7 +134,7 @@ def backward(
     settings: MergeSettings,
     scale: float,
     plan: Plan,
-) -> list[float]:
+) -> Tensor:
     """Leave the gradients of equation 5 in the coefficients' ``grad``, and return each draw's error.
 
     ``scale`` multiplies the loss on its way back, for fp16; the gradients come without it. They may not be finite.
@@ -160,9 +164,9 @@ def backward(
     if settings.similarity_lambda > 0 and any(coefficients.shared()):
         similar = settings.similarity_lambda * similarity_term(settings.objective, coefficients)
         (scale * similar).backward()  # eq. 5: lambda sum |m_c . m_s|
-    for p in m:
-        p.grad = None if p.grad is None else p.grad / scale
-    return torch.stack(errors).tolist()
+    if scale != 1.0:
+        torch._foreach_div_([p.grad for p in m if p.grad is not None], scale)
+    return torch.stack(errors)
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from benchmarks.cost import SDXL_UNET
 from lib_ziplora.errors import HostError, LoraFileError, OutputError
 from lib_ziplora.hosts import KnowsSize
+from lib_ziplora.hosts._diffusers.sdxl_config import sdxl_folder
 from lib_ziplora.hosts.standalone import StandaloneHost
 
 from ..support import minixl
@@ -196,21 +198,28 @@ def test_single_file_gives_the_folders_predictions(tmp_path: Path) -> None:
     assert (outputs[0] - outputs[1]).norm() / outputs[0].norm() < 1e-4
 
 
-def test_single_file_without_configuration_says_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+def test_a_single_file_is_described_by_sdxls_own_configuration() -> None:
+    with sdxl_folder() as folder:
+        unet = json.loads((folder / "unet" / "config.json").read_text())
+        assert {name: tuple(v) if isinstance(v, list) else v for name, v in unet.items()} == {
+            "_class_name": "UNet2DConditionModel",
+            **SDXL_UNET,
+        }
+        for tokenizer in ("tokenizer", "tokenizer_2"):
+            for file in ("vocab.json", "merges.txt"):
+                expected = (minixl.MODEL / tokenizer / file).read_text(encoding="utf-8")
+                found = (folder / tokenizer / file).read_text(encoding="utf-8")
+                assert (
+                    found == expected if file == "merges.txt" else json.loads(found) == json.loads(expected)
+                )
+    assert not folder.exists()
+
+
+def test_a_single_file_that_lacks_weights_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     tensors = {STEM: torch.zeros(1, 4, 1, 1)} | {name: torch.zeros(1) for name in (TE1, TE2, SIZE_EMBEDDING)}
     save_file(tensors, path)
-    import huggingface_hub
-
-    def nothing_cached(*_: Any, **options: Any) -> str:
-        assert options["local_files_only"]
-        raise FileNotFoundError("not cached")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", nothing_cached)
-    with pytest.raises(HostError, match="--checkpoint-config"):
+    with pytest.raises(HostError, match="diffusers can't load model"):
         StandaloneHost(path, device="cpu").pipeline()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from ...denoiser import Conditioning, PredictionType
 from ...errors import HostError
 from ...lora.io.container import header_of
 from ..checkpoint_files import VELOCITY, check_schedule, prediction_of, variant_of
+from .sdxl_config import sdxl_folder
 
-SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 SIZE_IDS = 6
 CHECKPOINTED = ("BasicTransformerBlock", "ResnetBlock2D")
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -106,8 +107,7 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
 def load_pipeline(path: Path, config: Path | None, device: torch.device, dtype: torch.dtype) -> Any:
     """diffusers' SDXL pipeline, from files on this machine only; the VAE stays in fp32.
 
-    ``config`` is a diffusers folder that describes a single-file checkpoint; without it
-    SDXL's own in the Hugging Face cache is taken.
+    ``config`` is a diffusers folder that describes a single-file checkpoint; without it SDXL's own is taken.
 
     Raises:
         HostError: diffusers is missing, or the checkpoint can't be loaded.
@@ -127,10 +127,10 @@ def load_pipeline(path: Path, config: Path | None, device: torch.device, dtype: 
                 str(path), use_safetensors=True, variant=variant, **options
             )
         else:
-            folder = config or _cached_config()
-            pipeline = StableDiffusionXLPipeline.from_single_file(
-                str(path.resolve()), config=str(folder), **options
-            )
+            with nullcontext(config) if config else sdxl_folder() as folder:
+                pipeline = StableDiffusionXLPipeline.from_single_file(
+                    str(path.resolve()), config=str(folder), **options
+                )
             _adopt_schedule_marks(pipeline, path)
         if pipeline.vae.dtype != torch.float32:
             pipeline.vae.to(torch.float32)
@@ -140,21 +140,6 @@ def load_pipeline(path: Path, config: Path | None, device: torch.device, dtype: 
     except Exception as error:  # diffusers and transformers raise every kind of error here
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise HostError(f"diffusers can't load {path.name}: {reason}") from error
-
-
-def _cached_config() -> str:
-    """Folder of SDXL's configuration files in the Hugging Face cache; nothing is downloaded."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder: str = snapshot_download(SDXL, local_files_only=True)
-    except Exception as error:
-        raise HostError(
-            "A single-file checkpoint holds no configuration, and SDXL's is not on this machine. Give a diffusers "
-            "folder of any SDXL model as the checkpoint's configuration (--checkpoint-config DIR), or fetch it once: "
-            f'huggingface-cli download {SDXL} --include "*.json" "*.txt"'
-        ) from error
-    return folder
 
 
 def _adopt_schedule_marks(pipeline: Any, path: Path) -> None:
