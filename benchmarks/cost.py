@@ -23,7 +23,7 @@ from lib_ziplora.config import LoraInput, MergeSettings
 from lib_ziplora.denoiser import Conditioning
 from lib_ziplora.lora.formats.keys import canonical_modules
 from lib_ziplora.lora.layer import LoraLayer
-from lib_ziplora.progress import lora_units
+from lib_ziplora.progress import combined_units, heldout_steps, lora_units, search_units, update_units
 from lib_ziplora.ziplora.coefficients import MergerCoefficients
 from lib_ziplora.ziplora.hooks import adapters, checkpointed, lora_hooks
 from lib_ziplora.ziplora.memory import Plan
@@ -45,6 +45,11 @@ SDXL_UNET = {
     "addition_time_embed_dim": 256,
     "projection_class_embeddings_input_dim": 2816,
 }
+
+
+UNIT_TFLOP = 6.76
+SPEEDS = {"RTX 3060": 11.3, "RTX 4070": 25.8, "H100": 370.0}
+"""Assumed: TFLOP a second that cards reach in half precision on such a UNet."""
 
 
 class MetaDenoiser:
@@ -176,6 +181,29 @@ def run_overhead() -> int:
     return sum(lora_units(settings, chosen) for chosen in (LoraInput("a"), LoraInput("b")))
 
 
+def stages() -> str:
+    """Units of a default merge by stage, as the progress bar counts them, and the seconds that cards would take."""
+    settings, chosen = MergeSettings(), (LoraInput("a"), LoraInput("b"))
+    weighed = settings.searches_strengths
+    measuring = 2 * len(chosen) * heldout_steps(settings)
+    units = {
+        "samples of each LoRA": sum(lora_units(settings, lora) for lora in chosen) - measuring,
+        "weighing subject and style": search_units(settings, len(chosen)) if weighed else 0,
+        "samples of the combined prompt": combined_units(settings),
+        "held-out errors, before and after": measuring,
+        f"{settings.steps} updates": settings.steps * update_units(len(chosen)),
+    }
+    units["all"] = sum(units.values())
+    rows = [
+        f"| stage | units | share | {' | '.join(f'{card}, s' for card in SPEEDS)} |",
+        "|---|---:|---:" + "|---:" * 3 + "|",
+    ]
+    for stage, count in units.items():
+        seconds = " | ".join(f"{count * UNIT_TFLOP / speed:.0f}" for speed in SPEEDS.values())
+        rows.append(f"| {stage} | {count} | {count / units['all']:.0%} | {seconds} |")
+    return "\n".join(rows)
+
+
 def measure(
     rank: int = 64, layers: str = "attention", denoiser: MetaDenoiser | None = None
 ) -> dict[str, float]:
@@ -208,7 +236,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cost", description=__doc__.splitlines()[0])
     parser.add_argument("--rank", type=int, default=64, help="of both LoRAs")
     parser.add_argument("--json", action="store_true", help="figures as JSON")
+    parser.add_argument("--stages", action="store_true", help="a default merge by stage, and end")
     arguments = parser.parse_args()
+    if arguments.stages:
+        print(stages())
+        return
     denoiser = MetaDenoiser()
     figures = measure(arguments.rank, "attention", denoiser)
     everything = measure(arguments.rank, "all", denoiser)
