@@ -1,4 +1,4 @@
-"""Merge MiniXL's turtle with its fluent-emoji style and draw what each LoRA and each merge gives.
+"""Merge MiniXL's rocket with its streamline-cyber-color style and draw what each LoRA and each merge gives.
 
     python -m benchmarks.demo [--out out/demo] [--seeds 4]
 
@@ -26,15 +26,17 @@ from lib_ziplora.lora.formats.keys import canonical_modules
 from lib_ziplora.lora.io.read import read_lora
 from lib_ziplora.ziplora.hooks import adapters, lora_hooks
 
+from .minixl.diffusion import NATIVE_SIZE
+
 ROOT = Path(__file__).resolve().parent.parent
 MINIXL = ROOT / "benchmarks" / "minixl"
 MODEL = MINIXL / "model"
-SUBJECT = MINIXL / "loras" / "minixl_subject_turtle.safetensors"
-STYLE = MINIXL / "loras" / "minixl_style_fluent-emoji.safetensors"
-SUBJECT_PROMPT = "a sks emoji"
-STYLE_PROMPT = "a cat emoji in szn style"
-BOTH_PROMPT = "a sks emoji in szn style"
-SIZE, STEPS, GUIDANCE = 128, 25, 3.5
+SUBJECT = MINIXL / "loras" / "minixl_subject_rocket.safetensors"
+STYLE = MINIXL / "loras" / "minixl_style_streamline-cyber-color.safetensors"
+SUBJECT_PROMPT = "a sks icon"
+STYLE_PROMPT = "a bell icon in szn style"
+BOTH_PROMPT = "a sks icon in szn style"
+STEPS, GUIDANCE = 25, 3.5
 CELL, GAP, HEADER, MARGIN = 192, 8, 52, 64
 
 
@@ -54,8 +56,8 @@ def draw(pipeline: Any, column: Column, seeds: Sequence[int]) -> list[Image.Imag
     with torch.no_grad(), lora_hooks(canonical_modules(pipeline.unet), branches):
         result = pipeline(
             [column.prompt] * len(seeds),
-            width=SIZE,
-            height=SIZE,
+            width=NATIVE_SIZE,
+            height=NATIVE_SIZE,
             num_inference_steps=STEPS,
             guidance_scale=GUIDANCE,
             generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
@@ -105,9 +107,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=4, help="rows of the grid (default 4)")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    merged, plain = args.out / "turtle-fluent-ziplora.safetensors", args.out / "turtle-fluent-sum.safetensors"
+    merged, plain = args.out / "rocket-cyber-ziplora.safetensors", args.out / "rocket-cyber-sum.safetensors"
     report = args.out / "report.json"
-    print("Merging MiniXL's turtle with its fluent-emoji style ...")
+    print("Merging MiniXL's rocket with its streamline-cyber-color style ...")
     merge(merged, "--report", str(report), "--combined-prompt", BOTH_PROMPT)
     merge(plain, "--method", "direct")
 

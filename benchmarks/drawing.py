@@ -19,7 +19,9 @@ from lib_ziplora.lora.formats.keys import canonical_modules
 from lib_ziplora.lora.io.read import read_lora
 from lib_ziplora.lora.layer import LoraLayer
 
-SIZE, STEPS, GUIDANCE, BATCH = 128, 12, 3.5, 8
+from .minixl.diffusion import NATIVE_SIZE
+
+STEPS, GUIDANCE, BATCH = 12, 3.5, 8
 CELL, LABEL, HEADER = 64, 132, 34
 
 
@@ -54,7 +56,7 @@ def fast_sampler(pipeline: Any) -> Iterator[None]:
 
 
 def draw(pipeline: Any, lora: Path | None, prompt: str, seeds: Sequence[int]) -> np.ndarray:
-    """One picture for each seed, (n, SIZE, SIZE, 3) uint8; no LoRA: the base itself."""
+    """One picture for each seed, (n, NATIVE_SIZE, NATIVE_SIZE, 3) uint8; no LoRA: the base itself."""
     parts = []
     layers = read_lora(lora).unet_layers() if lora else {}
     with torch.no_grad(), fused(pipeline.unet, layers), fast_sampler(pipeline):
@@ -62,8 +64,8 @@ def draw(pipeline: Any, lora: Path | None, prompt: str, seeds: Sequence[int]) ->
             some = seeds[first : first + BATCH]
             result = pipeline(
                 [prompt] * len(some),
-                width=SIZE,
-                height=SIZE,
+                width=NATIVE_SIZE,
+                height=NATIVE_SIZE,
                 num_inference_steps=STEPS,
                 guidance_scale=GUIDANCE,
                 generator=[torch.Generator("cpu").manual_seed(seed) for seed in some],

@@ -243,8 +243,8 @@ def request(place: Place, variant: dict[str, Any], output: str = OUTPUT) -> Merg
     settings = MergeSettings(**{**QUICK, **{k: v for k, v in variant.items() if k != "images"}})
     images = (str(place.image),) if variant.get("images") else ()
     subject, style = (LoraInput(name, "") for name in place.names)
-    subject = dataclasses.replace(subject, prompt="a sks emoji", images=images)
-    style = dataclasses.replace(style, prompt="a cat emoji in szn style")
+    subject = dataclasses.replace(subject, prompt="a sks icon", images=images)
+    style = dataclasses.replace(style, prompt="a bell icon in szn style")
     return MergeRequest.pair(subject, style, output, settings=settings)
 
 
@@ -269,7 +269,7 @@ def draw(host: Any, names: Sequence[str], injector: Injector) -> None:
     sampler = Sampler(steps=2, guidance_scale=3.0, width=SIZE, height=SIZE)
     with host.drawing(sampler, 2) as pen:
         for loras in (((names[0], 1.0), (names[1], 0.5)), ((names[1], 1.0),)):
-            pen.draw(Picture("a sks emoji", loras, 3), stop_if_asked)
+            pen.draw(Picture("a sks icon", loras, 3), stop_if_asked)
 
 
 def clear(place: Place) -> None:

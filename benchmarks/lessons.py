@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from benchmarks.methods import ROOT, STYLE_PROMPT, SUBJECT_PROMPT, Pair
+from benchmarks.methods import BOTH_PROMPT, STYLE_PROMPT, SUBJECT_PROMPT, Pair
+from benchmarks.minixl.lora import MODEL
 from lib_ziplora.config import LoraInput, MergeSettings
 from lib_ziplora.denoiser import Conditioning as Conditioning
 from lib_ziplora.denoiser import Denoiser
@@ -27,10 +28,8 @@ from lib_ziplora.ziplora.memory import Plan
 from lib_ziplora.ziplora.samples import Samples
 from lib_ziplora.ziplora.train import TrainingResult, Update, evaluate, train
 
-MODEL = ROOT / "benchmarks" / "minixl" / "model"
-COMBINED_PROMPT = "a sks emoji in szn style"
-SIZE, UNSEEN_SEED = 128, 4242
-SETTINGS = MergeSettings(width=SIZE, height=SIZE, combined_prompt=COMBINED_PROMPT, start="ones", steps=100)
+SIZE, UNSEEN_SEED = 64, 4242
+SETTINGS = MergeSettings(width=SIZE, height=SIZE, combined_prompt=BOTH_PROMPT, start="ones", steps=100)
 """The defaults at the size that MiniXL was trained on, but from the balanced sum and with the updates that it needs."""
 FAST = Plan(batched=True, checkpointing=0.0)
 

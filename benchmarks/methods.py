@@ -15,6 +15,9 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.minixl.choice import HALVES, STYLE_TOKEN, SUBJECT_TOKEN, caption, lora_name
+from benchmarks.minixl.lora import EXAMPLES
+from benchmarks.minixl.lora import LORAS as TRAINED
 from lib_ziplora.config import LoraInput, MergeRequest, MergeSettings, settings_from
 from lib_ziplora.hosts.standalone import StandaloneHost
 from lib_ziplora.lora.algebra import merge_layers
@@ -25,11 +28,11 @@ from lib_ziplora.lora.lowrank import EXACT, from_dense
 from lib_ziplora.pipeline.merge import run
 from lib_ziplora.pipeline.reexport import ReexportRequest
 
-ROOT = Path(__file__).resolve().parent.parent
-LORAS = (ROOT / "benchmarks" / "minixl" / "loras", ROOT / "out" / "minixl-loras")
+LORAS = (EXAMPLES, TRAINED)
 """Where MiniXL's LoRAs are: the examples of the repository, and what ``minixl.lora`` trains."""
-SUBJECT_PROMPT = "a sks emoji"
-STYLE_PROMPT = "a cat emoji in szn style"
+SUBJECT_PROMPT = caption(SUBJECT_TOKEN)
+STYLE_PROMPT = caption("bell", STYLE_TOKEN)
+BOTH_PROMPT = caption(SUBJECT_TOKEN, STYLE_TOKEN)
 EQUATION_5 = "combined_weight=0"
 """Without the term on the combined prompt, as the paper has it."""
 FROM_ONES = f"start=ones,steps=100,{EQUATION_5}"
@@ -61,7 +64,7 @@ def lora_file(kind: str, name: str) -> Path:
     Raises:
         FileNotFoundError: it was not trained here.
     """
-    found = [folder / f"minixl_{kind}_{name}.safetensors" for folder in LORAS]
+    found = [folder / f"{lora_name(kind, name)}.safetensors" for folder in LORAS]
     for file in found:
         if file.is_file():
             return file
@@ -99,16 +102,9 @@ class Merged:
     figures: dict[str, float] = field(default_factory=dict)
 
 
-def installed_pairs() -> list[Pair]:
-    """Every subject with every style."""
-    subjects, styles = (
-        sorted(
-            path.stem.split("_", 2)[2]
-            for folder in LORAS
-            for path in folder.glob(f"minixl_{kind}_*.safetensors")
-        )
-        for kind in ("subject", "style")
-    )
+def pairs_of(half: str) -> list[Pair]:
+    """Every subject of a half with every style of it."""
+    subjects, styles = HALVES[half]
     return [Pair(subject, style) for subject in subjects for style in styles]
 
 

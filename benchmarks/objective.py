@@ -20,7 +20,8 @@ import torch
 
 from benchmarks import lessons
 from benchmarks.lessons import Desk, Unseen
-from benchmarks.methods import ALIASES, ROOT, Pair, settings_of
+from benchmarks.methods import ALIASES, Pair, settings_of
+from benchmarks.minixl.data import ROOT
 from lib_ziplora.config import MergeSettings
 from lib_ziplora.ziplora.train import Update
 
@@ -61,7 +62,7 @@ class Clock:
 
 def settings_at_size(method: str) -> MergeSettings:
     """A method's settings, at MiniXL's size and with the combined prompt."""
-    size = f"width={lessons.SIZE},height={lessons.SIZE},combined_prompt={lessons.COMBINED_PROMPT}"
+    size = f"width={lessons.SIZE},height={lessons.SIZE},combined_prompt={lessons.BOTH_PROMPT}"
     return settings_of(f"{ALIASES[method]},{size}")
 
 
@@ -112,7 +113,7 @@ def draw(curves: dict[str, list[Point]], image: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> dict[str, list[Point]]:
     """Print each method's beginning and end, draw the curves, and write them as JSON."""
     parser = argparse.ArgumentParser("python -m benchmarks.objective", description=__doc__.splitlines()[0])
-    parser.add_argument("--pair", default="turtle:fluent-emoji", help="SUBJECT:STYLE")
+    parser.add_argument("--pair", default="rocket:streamline-cyber-color", help="SUBJECT:STYLE")
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--image", type=Path, default=ROOT / "docs" / "images" / "objective.png")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")

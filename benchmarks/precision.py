@@ -30,7 +30,7 @@ from lib_ziplora.training.target_samples import TrainingData
 from lib_ziplora.ziplora.coefficients import MergerCoefficients
 from lib_ziplora.ziplora.train import evaluate
 
-PAIRS = "turtle:fluent-emoji,crown:emojione-monotone"
+PAIRS = "rocket:streamline-cyber-color,crown:picon"
 HALF = ("fp16", "bf16")
 
 

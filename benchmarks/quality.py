@@ -1,6 +1,6 @@
 """Does the merge work? Merged LoRAs are drawn on MiniXL and scored against the true drawings.
 
-    python -m benchmarks.quality --pairs turtle:fluent-emoji,crown:fluent-emoji --seeds 24 \
+    python -m benchmarks.quality --pairs rocket:marketeq,crown:picon --seeds 24 \
         --methods sum,ours,np-lora --json out/quality.json --sheet out/quality.png
 
 Method names are explained in ``benchmarks.methods``; ``sum-best`` is the plain sum with the
@@ -22,14 +22,16 @@ import numpy as np
 
 from benchmarks import methods, scoring
 from benchmarks.drawing import contact_sheet, drawn
-from benchmarks.methods import GRID, STYLE_PROMPT, SUBJECT_PROMPT, Merged, Pair
-from benchmarks.minixl.data import CACHE, Drawings, load
-from benchmarks.minixl.embedding import Judge, load_judge
+from benchmarks.methods import BOTH_PROMPT, GRID, STYLE_PROMPT, SUBJECT_PROMPT, Merged, Pair
+from benchmarks.minixl.choice import HALVES
+from benchmarks.minixl.data import CACHE, Drawings, load, rows_of
+from benchmarks.minixl.diffusion import NATIVE_SIZE
+from benchmarks.minixl.judge import Judge, SecondJudge, load_judge, load_second
+from benchmarks.minixl.latents import autoencoded, to_pixels
+from benchmarks.minixl.lora import MODEL
 from lib_ziplora.hosts.standalone import StandaloneHost
 
 ROOT = Path(__file__).resolve().parent.parent
-MODEL = ROOT / "benchmarks" / "minixl" / "model"
-BOTH_PROMPT = "a sks emoji in szn style"
 PROMPTS = {"both": BOTH_PROMPT, "subject": SUBJECT_PROMPT, "style": STYLE_PROMPT}
 TRUTH, SUBJECT_ALONE, STYLE_ALONE = "true drawing", "subject alone", "style alone"
 DEVELOPMENT_SEED, DEVELOPMENT_SEEDS = 10_000, 2
@@ -39,28 +41,13 @@ DEFAULT = (
 )
 
 
-def halves() -> dict[str, list[Pair]]:
-    """``choose`` and ``report``: every other subject, with all styles; and ``all``.
-
-    ``choose-12`` has each subject of ``choose`` once, with the styles in turn.
-    """
-    pairs = methods.installed_pairs()
-    chosen = sorted({pair.subject for pair in pairs})[::2]
-    by_subject = [[pair for pair in pairs if pair.subject == subject] for subject in chosen]
-    return {
-        "choose": [pair for group in by_subject for pair in group],
-        "choose-12": [group[index % len(group)] for index, group in enumerate(by_subject)],
-        "report": [pair for pair in pairs if pair.subject not in chosen],
-        "all": pairs,
-    }
-
-
 @dataclass
 class Bench:
     """The model, the judge, and everything that was drawn and scored so far."""
 
     out: Path
     judge: Judge
+    second: SecondJudge
     drawings: Drawings
     pairs: list[Pair]
     seeds: list[int]
@@ -79,7 +66,7 @@ class Bench:
 
     def folder(self, pair: Pair) -> Path:
         """Where a pair's merges and pictures are."""
-        folder = self.out / f"{pair.subject}_{pair.style}"
+        folder = self.out / f"{pair.subject}_{pair.style.replace('/', '-')}"
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -108,7 +95,7 @@ class Bench:
             for weights in GRID:
                 method = f"sum:{weights[0]:g}:{weights[1]:g}"
                 scores = {}
-                for pair in halves()["choose"]:
+                for pair in methods.pairs_of("choosing"):
                     pixels = self.pictures(method, pair, "both", seeds, "development-")
                     scores[pair.name] = self.scored(pixels, pair)
                 found[method] = scoring.summarise(scores).headline.mean
@@ -125,14 +112,19 @@ class Bench:
         return drawn(self.pipeline(), lora, PROMPTS[prompt], seeds, file)
 
     def truth(self, pair: Pair) -> np.ndarray:
-        """The true drawing, plain and autoencoded, (2, h, w, 3)."""
+        """The true drawing, plain and autoencoded, (2, h, w, 3); (0, h, w, 3) where there is none."""
         if pair.name not in self.true:
-            self.true[pair.name] = scoring.true_drawing(self.drawings, pair.subject, pair.style)
+            row = rows_of(self.drawings, subject=pair.subject, style=pair.style)[:1]
+            pixels = self.drawings.pixels[row]
+            if len(row):
+                back = to_pixels(autoencoded(self.pipeline().vae, pixels, NATIVE_SIZE))
+                pixels = np.concatenate([pixels, back])
+            self.true[pair.name] = pixels
         return self.true[pair.name]
 
     def scored(self, pixels: np.ndarray, pair: Pair) -> scoring.Scores:
         """The judge's word on pictures of a pair."""
-        return scoring.score(self.judge, pixels, pair.subject, pair.style, self.truth(pair))
+        return scoring.score(self.judge, pixels, pair.subject, pair.style, self.second)
 
     def run(self, method: str) -> None:
         """Merge, draw and score one method on every pair."""
@@ -147,12 +139,11 @@ class Bench:
         self.scores[method] = by_prompt
 
     def rows(self) -> dict[str, scoring.Row]:
-        """Method -> figures; the true drawings' own scores too."""
+        """Method -> figures; the true drawings' own scores too, where there are any."""
         rows = {name: scoring.summarise(*by.values()) for name, by in self.scores.items()}
-        truth = {}
-        for pair in self.pairs:
-            truth[pair.name] = self.scored(self.truth(pair)[1:], pair)
-        return {TRUTH: scoring.summarise(truth), **rows}
+        true = {pair: self.truth(pair)[1:] for pair in self.pairs}
+        truth = {pair.name: self.scored(pixels, pair) for pair, pixels in true.items() if len(pixels)}
+        return {TRUTH: scoring.summarise(truth), **rows} if truth else rows
 
     def extra(self) -> dict[str, dict[str, float]]:
         """Method -> what the table says beside the scores: single-concept behaviour, cost."""
@@ -235,14 +226,13 @@ def sheet(bench: Bench, file: Path) -> None:
 
 
 def wanted_pairs(text: str) -> list[Pair]:
-    """Pairs by a half's name, by their own names, or a number of them, spread over subjects and styles."""
-    groups = halves()
-    if text in groups:
-        return groups[text]
+    """Pairs by a half's name, by their own names, or a number of those for choosing, evenly spread."""
+    if text in HALVES:
+        return methods.pairs_of(text)
     if text.isdecimal():
-        pairs = groups["all"]
+        pairs = methods.pairs_of("choosing")
         return [pairs[index * len(pairs) // int(text)] for index in range(min(int(text), len(pairs)))]
-    known = {pair.name: pair for pair in groups["all"]}
+    known = {pair.name: pair for half in HALVES for pair in methods.pairs_of(half)}
     return [known[name] for name in text.split(",")]
 
 
@@ -251,8 +241,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m benchmarks.quality", description=__doc__.splitlines()[0])
     parser.add_argument(
         "--pairs",
-        default="report",
-        help="report (default), choose, choose-12, all, a number, or subject:style,...",
+        default="reporting",
+        help="reporting (default), choosing, a number, or subject:style,...",
     )
     parser.add_argument("--seeds", type=int, default=8, help="pictures of each pair (default 8)")
     parser.add_argument("--singles", type=int, default=2, help="pictures of each single concept (default 2)")
@@ -263,7 +253,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--text", type=Path, help="write the table, anew after each method")
     parser.add_argument("--sheet", type=Path, help="write the contact sheet (PNG)")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "quality", help="merges and pictures")
-    parser.add_argument("--cache", type=Path, default=CACHE, help="drawings and judge")
+    parser.add_argument("--cache", type=Path, default=CACHE, help="of the drawings (default out/minixl)")
     parser.add_argument("--fresh", action="store_true", help="merge again")
     return parser.parse_args(arguments)
 
@@ -273,8 +263,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parse(arguments)
     pairs = wanted_pairs(args.pairs)
     names = args.methods.split() if " " in args.methods else args.methods.split(",")
+    seeds = list(range(args.seeds))
     bench = Bench(
-        args.out, load_judge(), load(args.cache), pairs, list(range(args.seeds)), args.singles, args.fresh
+        args.out, load_judge(), load_second(), load(args.cache), pairs, seeds, args.singles, args.fresh
     )
     for method in dict.fromkeys([SUBJECT_ALONE, STYLE_ALONE, *names]):
         bench.run(method)

@@ -6,53 +6,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
-from benchmarks.minixl.data import STYLES, Drawings
-from benchmarks.minixl.embedding import Judge, ranks_of, through_autoencoder
+from benchmarks.minixl.judge import PANEL, Judge, SecondJudge, reciprocal_ranks
+from benchmarks.minixl.networks import to_input
 
 RESAMPLES = 4000
 Scores = dict[str, np.ndarray]
 """Measure -> one value a picture, (pictures,)."""
-MEASURES = ("subject_rr", "subject_top1", "subject_top5", "style_rr", "style_top1", "style_share", "distance")
+RANKS = ("subject_rr", "style_rr")
+SECOND = ("second_subject_rr", "second_style_rr")
+MEASURES = (*RANKS, *SECOND)
 
 
 def score(
-    judge: Judge, pixels: np.ndarray, subject: str, style: str, truth: np.ndarray | None = None
+    judge: Judge, pixels: np.ndarray, subject: str, style: str, second: SecondJudge | None = None
 ) -> Scores:
     """Judge pictures (n, h, w, 3) that should show ``subject`` in ``style``.
 
-    ``subject_rr`` and ``style_rr`` are the reciprocal ranks of the right subject and style among
-    all; ``style_share`` the judge's probability of the style; ``distance`` the cosine distance to
-    the true drawing's versions, where they are given.
+    ``subject_rr`` and ``style_rr`` are the reciprocal ranks of the right subject among all and of
+    the right style in the panel; those of the second judge, where it is given, bear its name.
     """
-    embedding, subjects, styles = judge(pixels)
-    count = len(pixels)
-    ranks = ranks_of(subjects, torch.full((count,), judge.subjects.index(subject)))
-    style_row = torch.full((count,), STYLES.index(style))
-    style_ranks = ranks_of(styles, style_row)
-    found = {
-        "subject_rr": 1 / ranks,
-        "subject_top1": (ranks <= 1).float(),
-        "subject_top5": (ranks <= 5).float(),
-        "style_rr": 1 / style_ranks,
-        "style_share": styles.softmax(1)[torch.arange(count), style_row],
-        "style_top1": (style_ranks <= 1).float(),
-    }
-    if truth is not None:
-        middle = judge(truth)[0].mean(0)
-        found["distance"] = 1 - torch.cosine_similarity(embedding, middle[None])
-    return {name: values.numpy() for name, values in found.items()}
-
-
-def true_drawing(drawings: Drawings, subject: str, style: str) -> np.ndarray:
-    """The true drawing as it is and as MiniXL's autoencoder gives it back, (2, h, w, 3) uint8."""
-    row = drawings.index(subject, style)
-    plain = drawings.pixels[row : row + 1]
-    size = plain.shape[1]
-    back = F.interpolate(through_autoencoder(plain), size=size).permute(0, 2, 3, 1)
-    return np.concatenate([plain, ((back + 1) * 127.5).round().to(torch.uint8).numpy()])
+    x = to_input(pixels)
+    found = dict(zip(RANKS, reciprocal_ranks(judge, x, subject, style).T, strict=True))
+    if second is not None:
+        found |= zip(SECOND, reciprocal_ranks(second, x, subject, style).T, strict=True)
+    return found
 
 
 def harmonic_mean(scores: np.ndarray) -> np.ndarray:
@@ -89,11 +67,13 @@ class Row:
         headline: harmonic mean of the subject's and the style's score on the combined prompt.
         overall: harmonic mean of these two and of each concept's score with its own prompt, where
             that was drawn.
+        second: the headline of the second judge, where there is one.
     """
 
     means: dict[str, float]
     headline: Score
     overall: Score | None = None
+    second: Score | None = None
 
 
 def summarise(
@@ -109,7 +89,7 @@ def summarise(
     """
     measured = [name for name in MEASURES if all(name in scores for scores in both.values())]
     means = {name: float(np.mean([s[name].mean() for s in both.values()])) for name in measured}
-    together = {pair: [np.stack([s["subject_rr"], s["style_rr"]])] for pair, s in both.items()}
+    together = _stacked(both, RANKS)
     overall = None
     if subject and style and set(subject) == set(style) == set(both):
         overall = _resampled(
@@ -118,7 +98,13 @@ def summarise(
                 for pair, parts in together.items()
             }
         )
-    return Row(means, _resampled(together), overall)
+    second = _resampled(_stacked(both, SECOND)) if SECOND[0] in measured else None
+    return Row(means, _resampled(together), overall, second)
+
+
+def _stacked(both: Mapping[str, Scores], names: Sequence[str]) -> dict[str, list[np.ndarray]]:
+    """Pair -> one array (measures, pictures)."""
+    return {pair: [np.stack([scores[name] for name in names])] for pair, scores in both.items()}
 
 
 def _resampled(parts: Mapping[str, Sequence[np.ndarray]]) -> Score:
@@ -151,18 +137,9 @@ def difference(score: Score, other: Score) -> tuple[float, float, float]:
 
 
 def chance(judge: Judge) -> dict[str, float]:
-    """What guessing gives."""
-    count = len(judge.subjects)
-    rr, style_rr = (float((1 / np.arange(1, number + 1)).mean()) for number in (count, len(STYLES)))
-    return {
-        "subject_rr": rr,
-        "subject_top1": 1 / count,
-        "subject_top5": 5 / count,
-        "style_rr": style_rr,
-        "style_share": 1 / len(STYLES),
-        "style_top1": 1 / len(STYLES),
-        "headline": float(harmonic_mean(np.array([rr, style_rr]))),
-    }
+    """The scores of guessing."""
+    means = [float((1 / np.arange(1, count + 1)).mean()) for count in (len(judge.subjects), len(PANEL))]
+    return dict(zip(RANKS, means, strict=True)) | {"headline": float(harmonic_mean(np.array(means)))}
 
 
 def by_style(score: Score) -> dict[str, float]:
@@ -175,7 +152,7 @@ def by_style(score: Score) -> dict[str, float]:
 
 TITLES = (
     *("method", "headline", "95 %", "less {} (95 %)", "overall", "95 %", "less {} (95 %)"),
-    *("subject", "style", "distance", "keeps subject", "keeps style", "held-out", "travel", "s"),
+    *("subject", "style", "second judge", "keeps subject", "keeps style", "held-out", "travel", "s"),
 )
 KEPT = ("keeps_subject", "keeps_style", "heldout_loss_end", "mean_travel", "seconds")
 
@@ -196,10 +173,14 @@ def table(
     base = rows.get(against)
     for name in sorted(rows, key=lambda name: -rows[name].headline.mean):
         row, more = rows[name], extra.get(name, {})
-        other = base if base is not row else None
+        paired = (
+            base is not None and base is not row and set(base.headline.by_pair) == set(row.headline.by_pair)
+        )
+        other = base if paired else None
         cells = [name, *_cells(row.headline, other and other.headline)]
         cells += _cells(row.overall, other and other.overall)
-        cells += [f"{row.means[measure]:.2f}" for measure in ("subject_rr", "style_rr", "distance")]
+        cells += [f"{row.means[measure]:.2f}" for measure in RANKS]
+        cells += [f"{row.second.mean:.3f}" if row.second else ""]
         cells += [f"{more[key]:.2f}" if more.get(key) is not None else "" for key in KEPT]
         groups = by_style(row.headline)
         cells += [f"{groups[style]:.2f}" if style in groups else "" for style in styles]

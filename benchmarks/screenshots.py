@@ -24,7 +24,7 @@ from tests.browser.webui_pages import show_tab
 WIDTH, PHONE = 1280, 390
 COLOURS = 192
 GAP = 8
-OTHER_SUBJECT, OTHER_STYLE = "minixl_subject_crown", "minixl_style_emojione-monotone"
+OTHER_SUBJECT, OTHER_STYLE = "minixl_subject_crown", "minixl_style_picon"
 NAMES = ("tab", "more", "running", "result", "steer", "explain", "matrix", "phone")
 
 
@@ -90,8 +90,8 @@ def take_all(page: Page, url: str, shots: Shots) -> None:
     tab.pick("subject", SUBJECT)
     tab.pick("style", STYLE)
     for name in ("width", "height"):
-        tab.set_number(name, 128)
-    tab.text("output").fill("turtle in fluent")
+        tab.set_number(name, 64)
+    tab.text("output").fill("rocket in cyber")
     expect(place("#ziplora_preflight [data-check]").first).to_have_attribute("data-check", "fine")
     shots.take("tab", place("#ziplora_root"), place("#ziplora_body"))
     tab.page.locator("#ziplora_more").get_by_text("More LoRAs").click()
@@ -103,7 +103,7 @@ def take_all(page: Page, url: str, shots: Shots) -> None:
     curves = place("#ziplora_curves").first
     expect(curves.locator("svg")).to_have_count(3, timeout=MERGE_MS)
     shots.take("running", place("#ziplora_bar").first, curves)
-    tab.outcome("done", "turtle in fluent")
+    tab.outcome("done", "rocket in cyber")
     tab.outcome("done", "Drew 2 of 2", place="drawn_note")
     tab.idle()
     expect(place("#ziplora_drawn img").first).to_be_visible()
@@ -119,9 +119,9 @@ def take_matrix(tab: Tab, shots: Shots) -> None:
     """Two subjects with two styles, and their sheet."""
     panel = tab.page.locator("#ziplora_matrix")
     panel.get_by_text("Matrix", exact=True).click()
-    tab.text("matrix_subjects").fill(f"{SUBJECT} | a sks emoji\n{OTHER_SUBJECT} | a sks emoji")
+    tab.text("matrix_subjects").fill(f"{SUBJECT} | a sks icon\n{OTHER_SUBJECT} | a sks icon")
     tab.text("matrix_styles").fill(
-        f"{STYLE} | a cat emoji in szn style\n{OTHER_STYLE} | a cat emoji in szn style"
+        f"{STYLE} | a bell icon in szn style\n{OTHER_STYLE} | a bell icon in szn style"
     )
     tab.method("balanced")
     tab.page.locator("#ziplora_matrix_sheet input").check()

@@ -142,7 +142,7 @@ def rounds(pair: Pair, updates: int, count: int) -> list[Round]:
 def main(arguments: Sequence[str] | None = None) -> list[Round]:
     """Print one line for each round, and the medians."""
     parser = argparse.ArgumentParser("python -m benchmarks.speed", description=__doc__.splitlines()[0])
-    parser.add_argument("--pair", default="turtle:fluent-emoji", help="SUBJECT:STYLE")
+    parser.add_argument("--pair", default="rocket:streamline-cyber-color", help="SUBJECT:STYLE")
     parser.add_argument("--updates", type=int, default=10, help="of a round")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")

@@ -1,97 +1,84 @@
-"""Make MiniXL's two text encoders: random, frozen, with CLIP's whole vocabulary.
-
-    python -m benchmarks.minixl.text --out out/minixl --tokenizer benchmarks/minixl/model
-
-Two layers of 64 units each. A random encoder gives nearly the same pooled vector for every
-prompt, and a UNet then ignores it; so the second encoder's projection is set to the whitening
-of the captions' pooled states.
-"""
+"""MiniXL's text encoders, trained with the UNet: both CLIP models, with only the captions' tokens learnt."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from .choice import KNOWN_STYLES, caption, known_subjects
-from .data import CACHE, load
+from .diffusion import Conditioning
 
-WIDTH, LAYERS, HEADS = 64, 2, 2
-GAIN, RIDGE = 2.5, 0.02
-
-
-def build(second: bool) -> Any:
-    """One untrained encoder, seeded: CLIP's shape for the first, OpenCLIP's for the second."""
-    torch.manual_seed(1 + second)
-    config = CLIPTextConfig(
-        hidden_size=WIDTH,
-        intermediate_size=4 * WIDTH,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        projection_dim=WIDTH,
-        hidden_act="gelu" if second else "quick_gelu",
-        bos_token_id=49406,
-        eos_token_id=49407,
-        pad_token_id=0 if second else 49407,
-    )
-    encoder = (CLIPTextModelWithProjection if second else CLIPTextModel)(config)
-    with torch.no_grad():
-        embeddings = encoder.text_model.embeddings
-        embeddings.token_embedding.weight.normal_(0, 0.5)
-        embeddings.position_embedding.weight.normal_(0, 0.2)
-    return encoder.eval()
+LENGTH = 20
+"""Tokens a caption in training: 77 take half as long again, and most of them pad."""
 
 
-def captions_of(cache: Path) -> list[str]:
-    """Every prompt that MiniXL is trained with."""
-    subjects = known_subjects(load(cache))
-    return [caption(name, word) for name in subjects for word in (*KNOWN_STYLES.values(), None)]
+class UsedTokens(nn.Module):
+    """Rows of a token embedding that occur in ``ids``; the others stay as they are in the file.
+
+    Args:
+        embedding: (vocabulary, width).
+        ids: of the tokens in use.
+    """
+
+    def __init__(self, embedding: Tensor, ids: Tensor) -> None:
+        super().__init__()
+        self.ids: Tensor
+        self.index: Tensor
+        self.register_buffer("ids", torch.unique(ids))
+        self.register_buffer("index", torch.zeros(len(embedding), dtype=torch.long), persistent=False)
+        self.index[self.ids] = torch.arange(len(self.ids))
+        self.rows = nn.Embedding.from_pretrained(embedding[self.ids].clone(), freeze=False)
+
+    @property
+    def weight(self) -> Tensor:
+        """Of the rows in use; transformers asks for its type."""
+        weight: Tensor = self.rows.weight
+        return weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Embeddings (..., width) of token numbers of the whole vocabulary."""
+        found: Tensor = self.rows(self.index[ids])
+        return found
 
 
-@torch.no_grad()
-def whiten(encoder: Any, ids: Tensor) -> None:
-    """Set ``text_projection`` so that the pooled vectors of the captions (n, 77) tell them apart."""
-    encoder.text_projection.weight.copy_(torch.eye(WIDTH))
-    pooled = torch.cat([encoder(part).text_embeds for part in ids.split(64)]).double()
-    values, vectors = torch.linalg.eigh(pooled.T @ pooled / len(pooled))
-    values = values.clamp(min=RIDGE * values.mean().item() * 1e-2)
-    matrix = GAIN * (vectors / values.sqrt()) @ vectors.T
-    encoder.text_projection.weight.copy_(matrix.float())
+class TextEncoders(nn.Module):
+    """Both of SDXL's text encoders.
 
+    Args:
+        model: a pipeline's folder.
+    """
 
-def make(out: Path, tokenizer: Path, cache: Path) -> None:
-    """Write both encoders and both tokenizers into the pipeline's folder."""
-    for name in ("tokenizer", "tokenizer_2"):
-        if (tokenizer / name).resolve() != (out / name).resolve():
-            shutil.copytree(tokenizer / "tokenizer", out / name, dirs_exist_ok=True)
-    for file in ("tokenizer_config.json", "special_tokens_map.json"):
-        path = out / "tokenizer_2" / file
-        data = json.loads(path.read_text(encoding="utf-8"))
-        data["pad_token"] = "!"
-        path.write_text(json.dumps(data, indent=1), encoding="utf-8")
-    second = build(second=True)
-    words = CLIPTokenizer.from_pretrained(out / "tokenizer_2")
-    whiten(second, words(captions_of(cache), padding="max_length", return_tensors="pt").input_ids)
-    build(second=False).half().save_pretrained(out / "text_encoder")
-    second.half().save_pretrained(out / "text_encoder_2")
+    def __init__(self, model: Path) -> None:
+        super().__init__()
+        self.tokenizers = [
+            CLIPTokenizer.from_pretrained(model / f"tokenizer{number}") for number in ("", "_2")
+        ]
+        self.first: Any = CLIPTextModel.from_pretrained(model / "text_encoder").float()
+        self.second: Any = CLIPTextModelWithProjection.from_pretrained(model / "text_encoder_2").float()
 
+    def tokens(self, prompts: Sequence[str], length: int = LENGTH) -> Tensor:
+        """Token numbers for both encoders, (2, prompts, length)."""
+        options: Any = {
+            "padding": "max_length",
+            "max_length": length,
+            "truncation": True,
+            "return_tensors": "pt",
+        }
+        return torch.stack([tokenizer(list(prompts), **options).input_ids for tokenizer in self.tokenizers])
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Make the encoders."""
-    parser = argparse.ArgumentParser("python -m benchmarks.minixl.text", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--tokenizer", type=Path, required=True, help="folder with CLIP's tokenizer")
-    parser.add_argument("--cache", type=Path, default=CACHE)
-    args = parser.parse_args(arguments)
-    make(args.out, args.tokenizer, args.cache)
+    def keep_used(self, ids: Tensor) -> None:
+        """Learn the embeddings of these tokens (2, ...) alone."""
+        for encoder, used in zip((self.first, self.second), ids, strict=True):
+            embeddings = encoder.text_model.embeddings
+            embeddings.token_embedding = UsedTokens(embeddings.token_embedding.weight.data, used)
 
-
-if __name__ == "__main__":
-    main()
+    def forward(self, ids: Tensor) -> Conditioning:
+        """The UNet's conditioning for token numbers (2, n, length)."""
+        first = self.first(ids[0], output_hidden_states=True)
+        second = self.second(ids[1], output_hidden_states=True)
+        context = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1)
+        return Conditioning(context, second.text_embeds)

@@ -1,12 +1,12 @@
-"""Train MiniXL's UNet: SDXL's architecture, size conditioning and noise schedule, at 128 pixels.
+"""Train MiniXL's UNet and its text encoders on the icons: most of the time at 64 pixels, the end at 128.
 
-    python -m benchmarks.minixl.unet --out out/minixl [--steps 3000] [--workers 2]
+    python -m benchmarks.minixl.unet --out out/minixl --size 64 --minutes 60 --fall 0
+    python -m benchmarks.minixl.unet --out out/minixl --size 128 --batch 24 --minutes 30 --fall 0.6
 
-Needs the autoencoder and the text encoders in ``--out``. Every drawing is prompted with its
-subject and its style's word; one in eight without the style, one in ten with nothing (zeros, as
-SDXL's unconditional). The error of the noise is weighted by 1 + 1/SNR, up to ``WEIGHT_LIMIT``: a
-subject's shape is decided at high noise, where SDXL's own weighting hardly looks.
-Interrupted, it goes on where it was.
+Needs the latents of that size (``benchmarks.minixl.latents``), and goes on from ``training-*.pt`` in
+``--out`` or, without those, from ``unet`` and the text encoders in the folder ``--init``. Each
+process takes its own steps; the weights are averaged every EVERY steps, and their running mean
+is what is saved as the model.
 """
 
 from __future__ import annotations
@@ -14,33 +14,31 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-from collections.abc import Iterator, Sequence
+import math
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
-from torch import Tensor
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from diffusers import UNet2DConditionModel
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import parallel
-from .autoencoder import rate_at
-from .choice import KNOWN_STYLES, caption, known_rows
-from .data import CACHE, SIZE, STYLES, Drawings, load, to_signal
-from .text import WIDTH
+from .choice import ARTISTS, COLOURS, STYLE_TOKEN, SUBJECT_TOKEN, caption, style_words
+from .data import CACHE, Drawings, known_rows, load
+from .diffusion import Conditioning, alphas, noise_loss
+from .text import LENGTH, TextEncoders
 
-CHANNELS, HEADS, DEPTH, GROUPS, SIZE_WIDTH = (32, 96, 128), (3, 3, 4), (1, 1, 2), 16, 32
-NO_STYLE, NOTHING, WEIGHT_LIMIT = 1 / 8, 1 / 10, 20.0
-EVERY, SAVE_EVERY = 20, 200
-SCHEDULE = {
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "num_train_timesteps": 1000,
-    "steps_offset": 1,
-    "timestep_spacing": "leading",
-}
+EVERY, WARM_UP, SAVE_SECONDS, MEAN = 20, 100, 240, 0.05
+NO_STYLE, NOTHING, COLOURED, COLOUR_WEIGHT = 0.1, 0.1, 0.2, 2.0
+TEXT_RATE = 0.3
+STOP = "stop"
+"""A file of this name in ``--out`` ends the training at its next average, everything saved."""
 
 
 @dataclass(frozen=True)
@@ -48,203 +46,188 @@ class Recipe:
     """How to train.
 
     Attributes:
-        out: folder of the diffusers pipeline in the making.
-        cache: of the drawings.
-        steps: in total; each of ``workers`` processes takes ``batch`` drawings a step.
-        rate: of AdamW, falling to nothing over the last two fifths.
-        device: ``cpu`` or ``cuda``.
+        out: folder of the training's state and of the model in the making.
+        init: folder of the model to start from.
+        size: of the pictures, in pixels.
+        batch: drawings a step of each process.
+        rate: of AdamW.
+        fall: share of the minutes, at their end, over which the rate falls to nothing.
+        length: tokens a caption.
     """
 
     out: Path
+    init: Path
     cache: Path = CACHE
-    steps: int = 3000
-    batch: int = 32
+    size: int = 64
+    batch: int = 128
     rate: float = 1.5e-3
+    minutes: float = 60.0
+    fall: float = 0.0
     workers: int = 2
+    length: int = LENGTH
     device: str = "cpu"
 
 
 @dataclass(frozen=True)
-class Prompted:
-    """Text conditioning: context (n, 77, 2 * WIDTH) and pooled vector (n, WIDTH)."""
+class Set:
+    """Training drawings.
 
-    context: Tensor
-    pooled: Tensor
+    Attributes:
+        z: (n, 4, h, w), plain drawings and then colour variants.
+        styled, plain: token numbers of the captions with and without the style's words, (2, n, length).
+        weights: how often each is drawn, (n,).
+    """
 
-    def __getitem__(self, rows: Tensor) -> Prompted:
-        return Prompted(self.context[rows], self.pooled[rows])
+    z: Tensor
+    styled: Tensor
+    plain: Tensor
+    weights: Tensor
+
+    def batch(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents, token numbers, and whether the prompt is kept (n,), else nothing."""
+        rows = torch.multinomial(self.weights, count, replacement=True, generator=generator)
+        dice = torch.rand(count, generator=generator)
+        ids = torch.where((dice < NO_STYLE)[:, None], self.plain[:, rows], self.styled[:, rows])
+        return self.z[rows].float(), ids, dice < 1 - NOTHING
 
 
-def build() -> Any:
-    """The untrained UNet, seeded."""
-    torch.manual_seed(3)
-    return UNet2DConditionModel(
-        sample_size=SIZE // 8,
-        block_out_channels=CHANNELS,
-        attention_head_dim=HEADS,
-        transformer_layers_per_block=DEPTH,
-        layers_per_block=2,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=2 * WIDTH,
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=SIZE_WIDTH,
-        projection_class_embeddings_input_dim=6 * SIZE_WIDTH + WIDTH,
-        norm_num_groups=GROUPS,
+def vocabulary(drawings: Drawings) -> list[str]:
+    """Prompts that contain every word that is learnt, the LoRAs' tokens among them."""
+    words = " ".join(
+        [*COLOURS, "gradient on tile badge black", *ARTISTS.values(), *map(style_words, drawings.styles)]
+    )
+    return [caption(name, STYLE_TOKEN) for name in (*drawings.subjects, SUBJECT_TOKEN)] + words.split()
+
+
+def training_set(recipe: Recipe, drawings: Drawings, text: TextEncoders) -> Set:
+    """The known drawings at one size and their colour variants."""
+    saved = torch.load(recipe.out / f"latents-{recipe.size}.pt", weights_only=True)
+    rows = torch.from_numpy(known_rows(drawings))
+    variants = saved["variant_of"]
+    both = torch.cat([rows, variants]).tolist()
+    extra = [""] * len(rows) + [" " + words for words in saved["words"]]
+    subjects = [drawings.subjects[drawings.subject[row]] for row in both]
+    styles = [
+        style_words(drawings.styles[drawings.style[row]]) + words
+        for row, words in zip(both, extra, strict=True)
+    ]
+    ink = set(variants.tolist())
+    weights = [1.0 if row in ink else COLOUR_WEIGHT for row in rows.tolist()]
+    share = COLOURED * sum(weights) / len(variants)
+    return Set(
+        torch.cat([saved["plain"][rows], saved["variant"]]),
+        text.tokens([caption(s, w) for s, w in zip(subjects, styles, strict=True)], recipe.length),
+        text.tokens([caption(s) for s in subjects], recipe.length),
+        torch.tensor([*weights, *[share] * len(variants)]),
     )
 
 
-@torch.no_grad()
-def encode_text(model: Path, prompts: Sequence[str]) -> Prompted:
-    """What both text encoders say, as SDXL takes it: the last but one layers, and the second's pooled vector."""
-    contexts, pooled = [], torch.empty(0)
-    for number, kind in (("", CLIPTextModel), ("_2", CLIPTextModelWithProjection)):
-        tokenizer = CLIPTokenizer.from_pretrained(model / f"tokenizer{number}")
-        encoder = kind.from_pretrained(model / f"text_encoder{number}").float().eval()
-        ids = tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt").input_ids
-        said = encoder(ids, output_hidden_states=True)
-        contexts.append(said.hidden_states[-2])
-        if number:
-            pooled = said.text_embeds
-    return Prompted(torch.cat(contexts, -1), pooled)
+class Model(nn.Module):
+    """What is trained together."""
 
-
-@torch.no_grad()
-def encode_pictures(model: Path, pixels: Any) -> Tensor:
-    """Scaled latents (n, 4, h / 8, w / 8) of pictures (n, h, w, 3) uint8."""
-    vae: Any = AutoencoderKL.from_pretrained(model / "vae").float().eval()
-    parts = [vae.encode(part).latent_dist.mean for part in to_signal(pixels).split(32)]
-    return torch.cat(parts) * vae.config.scaling_factor
-
-
-def size_ids(count: int) -> Tensor:
-    """Original size, crop and target size of every picture, (count, 6)."""
-    return torch.tensor([[SIZE, SIZE, 0, 0, SIZE, SIZE]], dtype=torch.float32).expand(count, -1)
-
-
-def alphas(device: str = "cpu") -> Tensor:
-    """alpha-bar of SDXL's schedule, (1000,)."""
-    return EulerDiscreteScheduler(**SCHEDULE).alphas_cumprod.to(device)
-
-
-def noise_loss(unet: Any, z: Tensor, said: Prompted, t: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
-    """Weighted squared error of the predicted noise, a scalar.
-
-    Args:
-        unet: predicts noise.
-        z: (n, 4, h, w), scaled latents.
-        said: n rows.
-        t: (n,), timesteps.
-        noise: like ``z``.
-        alpha_bar: (1000,).
-    """
-    a = alpha_bar[t].view(-1, 1, 1, 1)
-    x_t = a.sqrt() * z + (1 - a).sqrt() * noise
-    known = {"text_embeds": said.pooled, "time_ids": size_ids(len(z)).to(z.device)}
-    with torch.autocast(z.device.type, torch.bfloat16):
-        out = unet(x_t, t, said.context, added_cond_kwargs=known).sample
-    error = (out.float() - noise).square().flatten(1).mean(1)
-    snr = alpha_bar[t] / (1 - alpha_bar[t])
-    return (error * (1 + 1 / snr).clamp(max=WEIGHT_LIMIT)).mean()
-
-
-@dataclass(frozen=True)
-class Set:
-    """The known drawings: latents (n, 4, h, w), and the conditioning with and without the style's word."""
-
-    z: Tensor
-    styled: Prompted
-    plain: Prompted
-
-    def batches(self, count: int, first: int, last: int, salt: int) -> Iterator[tuple[Tensor, Prompted]]:
-        """One batch for each step, drawn by the step's own seed."""
-        for step in range(first, last):
-            generator = torch.Generator().manual_seed(step * 64 + salt)
-            rows = torch.randint(len(self.z), (count,), generator=generator)
-            dice = torch.rand(count, generator=generator)
-            styled, plain = self.styled[rows], self.plain[rows]
-            bare = (dice < NO_STYLE)[:, None]
-            kept = (dice < 1 - NOTHING).float()[:, None]
-            context = torch.where(bare[:, :, None], plain.context, styled.context) * kept[:, :, None]
-            yield self.z[rows], Prompted(context, torch.where(bare, plain.pooled, styled.pooled) * kept)
-
-
-def known_set(recipe: Recipe, drawings: Drawings) -> Set:
-    """The drawings that MiniXL is trained on, encoded."""
-    rows = known_rows(drawings)
-    subjects = [drawings.subjects[i] for i in drawings.subject[rows]]
-    words = [KNOWN_STYLES[STYLES[i]] for i in drawings.style[rows]]
-    styled = encode_text(recipe.out, [caption(s, w) for s, w in zip(subjects, words, strict=True)])
-    plain = encode_text(recipe.out, [caption(s, None) for s in subjects])
-    return Set(encode_pictures(recipe.out, drawings.pixels[rows]), styled, plain)
+    def __init__(self, folder: Path, drawings: Drawings) -> None:
+        super().__init__()
+        self.unet: Any = UNet2DConditionModel.from_pretrained(folder / "unet", sample_size=16).float()
+        self.text = TextEncoders(folder)
+        self.text.keep_used(self.text.tokens(vocabulary(drawings), 77).flatten(1))
 
 
 def train(rank: int, recipe: Recipe) -> None:
-    """One process's share of the training; process 0 saves."""
-    known, alpha_bar = known_set(recipe, load(recipe.cache)), alphas(recipe.device)
-    unet = build().to(recipe.device)
-    parameters = list(unet.parameters())
-    adam = torch.optim.AdamW(parameters, lr=recipe.rate, weight_decay=0.01, betas=(0.9, 0.99))
-    state, first = recipe.out / f"unet-{rank}.pt", 0
+    """One process's share of the training; process 0 saves the model."""
+    torch.set_num_threads(1)
+    # Of sixteen tokens, attention as plain products is a fifth faster on a CPU than the fused kernel.
+    with sdpa_kernel(SDPBackend.MATH) if recipe.device == "cpu" else nullcontext():
+        _train(rank, recipe)
+
+
+def _train(rank: int, recipe: Recipe) -> None:
+    drawings = load(recipe.cache)
+    model = Model(recipe.init, drawings).to(recipe.device).train()
+    known, alpha_bar = training_set(recipe, drawings, model.text), alphas(recipe.device)
+    del drawings
+    parameters = list(model.parameters())
+    groups = [
+        {"params": list(model.unet.parameters()), "scale": 1.0},
+        {"params": list(model.text.parameters()), "scale": TEXT_RATE},
+    ]
+    adam = torch.optim.AdamW(groups, lr=recipe.rate, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
+    state, step, samples = recipe.out / f"training-{rank}.pt", 0, 0
+    mean = [p.detach().clone() for p in parameters]
     if state.is_file():
         saved = torch.load(state, map_location=recipe.device, weights_only=True)
-        unet.load_state_dict(saved["weights"])
+        model.load_state_dict(saved["weights"])
         adam.load_state_dict(saved["adam"])
-        first = saved["step"]
-    total = torch.zeros(())
-    batches = known.batches(recipe.batch, first, recipe.steps, rank)
-    for step, (z, said) in enumerate(batches, first):
-        generator = torch.Generator().manual_seed(step * 64 + rank + 32)
-        t = ((torch.rand(len(z), generator=generator) + torch.arange(len(z))) / len(z) * 1000).long()
-        noise = torch.randn(z.shape, generator=generator)
+        mean, step, samples = saved["mean"], saved["step"], saved["samples"]
+    generator = torch.Generator().manual_seed(step * 64 + rank)
+    started = last_saved = last_line = time.time()
+    first, total, count = step, 0.0, 0
+    while True:
+        if (step - first) % EVERY == 0:
+            parallel.average(parameters)
+            spent = math.inf if (recipe.out / STOP).exists() else (time.time() - started) / 60
+            clock = torch.tensor([spent / recipe.minutes, time.time() - last_saved])
+            parallel.average([clock])
+            share = clock[0].item()
+            weight = min(1.0, max(MEAN, 1 / (1 + step / EVERY)))
+            for kept, now in zip(mean, parameters, strict=True):
+                kept.lerp_(now.detach(), weight)
+            if share >= 1 or clock[1].item() > SAVE_SECONDS:
+                last_saved = time.time()
+                saved = {"weights": model.state_dict(), "adam": adam.state_dict(), "mean": mean}
+                torch.save({**saved, "step": step, "samples": samples}, state.with_suffix(".part"))
+                state.with_suffix(".part").replace(state)
+                if rank == 0:
+                    save(recipe.out, model, mean)
+            if rank == 0 and count and (share >= 1 or time.time() - last_line > 60):
+                speed = count * recipe.batch * parallel.workers_here() / (time.time() - last_line)
+                line = {"samples": samples, "size": recipe.size, "loss": round(total / count, 4)}
+                line |= {"rate": round(adam.param_groups[0]["lr"], 6), "speed": round(speed, 1)}
+                with (recipe.out / "curve.jsonl").open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"time": time.strftime("%H:%M:%S"), **line}) + "\n")
+                last_line, total, count = time.time(), 0.0, 0
+            if share >= 1:
+                break
+        fall = min(1.0, (1 - share) / recipe.fall) if recipe.fall else 1.0
         for group in adam.param_groups:
-            group["lr"] = rate_at(step, recipe.steps, recipe.rate)
-        z, t, noise = (part.to(recipe.device) for part in (z, t, noise))
-        said = Prompted(said.context.to(recipe.device), said.pooled.to(recipe.device))
-        loss = noise_loss(unet, z, said, t, noise, alpha_bar)
+            group["lr"] = (
+                recipe.rate * group["scale"] * min(1.0, (step - first + 1) / WARM_UP, max(fall, 1e-2))
+            )
+        z, ids, kept_prompt = (part.to(recipe.device) for part in known.batch(recipe.batch, generator))
+        spread = torch.rand(len(z), generator=generator) + torch.randperm(len(z), generator=generator)
+        t = (spread / len(z) * 1000).long().to(recipe.device)
+        noise = torch.randn(z.shape, generator=generator).to(recipe.device)
+        full, keep = model.text(ids), kept_prompt.float()[:, None]
+        conditioning = Conditioning(full.context * keep[:, :, None], full.pooled * keep)
+        loss = noise_loss(model.unet, z, conditioning, t, noise, alpha_bar)
         adam.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         adam.step()
-        total = total + loss.detach().cpu()
-        if (step + 1) % EVERY == 0:
-            parallel.average(parameters)
-        if (step + 1) % SAVE_EVERY == 0 or step + 1 == recipe.steps:
-            saved = {"weights": unet.state_dict(), "adam": adam.state_dict(), "step": step + 1}
-            torch.save(saved, state)
-            if rank == 0:
-                print(f"step {step + 1}: loss {total.item() / SAVE_EVERY:.4f}", flush=True)
-                save(recipe.out, unet)
-            total = torch.zeros(())
+        step, samples = step + 1, samples + recipe.batch * parallel.workers_here()
+        total, count = total + loss.item(), count + 1
 
 
-def save(out: Path, unet: Any) -> None:
-    """Write the weights, the scheduler and the pipeline's index."""
-    copy.deepcopy(unet).cpu().half().save_pretrained(out / "unet")
-    EulerDiscreteScheduler(**SCHEDULE).save_pretrained(out / "scheduler")
-    parts = {
-        "scheduler": ["diffusers", "EulerDiscreteScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "tokenizer_2": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-    }
-    index = {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": True, **parts}
-    (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+@torch.no_grad()
+def save(out: Path, model: Model, mean: Sequence[Tensor]) -> None:
+    """Write the averaged weights: the UNet in fp16, the text encoders' learnt parts in fp32."""
+    averaged = copy.deepcopy(model)
+    for parameter, value in zip(averaged.parameters(), mean, strict=True):
+        parameter.copy_(value)
+    averaged.unet.cpu().half().save_pretrained(out / "unet")
+    save_file(averaged.text.cpu().state_dict(), out / "text.safetensors")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train and save."""
     parser = argparse.ArgumentParser("python -m benchmarks.minixl.unet", description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--init", type=Path, required=True)
     parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--device", default=Recipe.device)
-    for name in ("steps", "batch", "workers"):
+    for name in ("size", "batch", "workers", "length"):
         parser.add_argument(f"--{name}", type=int, default=getattr(Recipe, name))
-    parser.add_argument("--rate", type=float, default=Recipe.rate)
+    for name in ("rate", "minutes", "fall"):
+        parser.add_argument(f"--{name}", type=float, default=getattr(Recipe, name))
     recipe = Recipe(**vars(parser.parse_args(arguments)))
     parallel.launch(train, recipe.workers, recipe)
 

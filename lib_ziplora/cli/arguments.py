@@ -45,11 +45,11 @@ MERGE_EPILOG = """\
 example, with the small model that comes with the source (128 x 128 pixels, about a minute):
 
   python -m lib_ziplora merge \\
-      benchmarks/minixl/loras/minixl_subject_turtle.safetensors \\
-      benchmarks/minixl/loras/minixl_style_fluent-emoji.safetensors \\
+      benchmarks/minixl/loras/minixl_subject_rocket.safetensors \\
+      benchmarks/minixl/loras/minixl_style_streamline-cyber-color.safetensors \\
       --checkpoint benchmarks/minixl/model \\
-      --subject-prompt "a sks emoji" --style-prompt "a cat emoji in szn style" \\
-      -o turtle-fluent.safetensors
+      --subject-prompt "a sks icon" --style-prompt "a bell icon in szn style" \\
+      -o rocket-cyber.safetensors
 
 the prompts are those that draw the subject and the style on their own, trigger words
 included; without them the LoRA's own metadata is asked. --method direct writes the plain
@@ -78,8 +78,8 @@ was made of; nothing is learnt again, so it takes a moment and needs no checkpoi
 REEXPORT_EPILOG = """\
 example, after the example of merge:
 
-  python -m lib_ziplora re-export turtle-fluent.safetensors --style-weight 0.6 --rank 8 \\
-      -o turtle-fluent-light.safetensors
+  python -m lib_ziplora re-export rocket-cyber.safetensors --style-weight 0.6 --rank 8 \\
+      -o rocket-cyber-light.safetensors
 
 the weights multiply what each LoRA brings to the merge: 1 is as it was merged. of several
 subjects or styles each has its own, in the order of the merge. a LoRA that was renamed or
@@ -124,8 +124,8 @@ that the merge has left beside its file (NAME.ziplora) and the LoRAs that it was
 COMPARE_EPILOG = """\
 example, after the example of merge:
 
-  python -m lib_ziplora compare turtle-fluent.safetensors --checkpoint benchmarks/minixl/model \\
-      --lora-dir benchmarks/minixl/loras --seeds 2 --guidance-scale 3.5 -o turtle-fluent.png
+  python -m lib_ziplora compare rocket-cyber.safetensors --checkpoint benchmarks/minixl/model \\
+      --lora-dir benchmarks/minixl/loras --seeds 2 --guidance-scale 3.5 -o rocket-cyber.png
 
 interrupted (Ctrl+C), it writes the pictures that are finished.
 """
@@ -214,7 +214,7 @@ exit codes: 0 ready to merge; 1 not, and why.
 EXPLAIN_EPILOG = """\
 example, after the example of merge:
 
-  python -m lib_ziplora explain turtle-fluent.safetensors -o turtle-fluent.html
+  python -m lib_ziplora explain rocket-cyber.safetensors -o rocket-cyber.html
 """
 
 

@@ -55,8 +55,8 @@ def suggested_prompt(card: Mapping[str, Any], metadata: Mapping[str, str]) -> st
 def combined_prompt(loras: Sequence[Prompted]) -> str:
     """A prompt for all LoRAs of a merge together, or "" while a subject's or a style's prompt is missing.
 
-    The subjects' prompts, then the words of each style that its subject hasn't: "a sks emoji" and
-    "a cat emoji in szn style" become "a sks emoji in szn style".
+    The subjects' prompts, then the words of each style that its subject hasn't: "a sks icon" and
+    "a bell icon in szn style" become "a sks icon in szn style".
     """
     subjects = [lora.prompt.strip(EDGES) for lora in loras if lora.role == "subject"]
     styles = [style_words(lora.prompt, lora.trigger) for lora in loras if lora.role == "style"]

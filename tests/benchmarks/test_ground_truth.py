@@ -8,17 +8,17 @@ import pytest
 from benchmarks import methods, scoring
 from benchmarks.drawing import draw
 from benchmarks.methods import Pair
-from benchmarks.minixl.embedding import load_judge
+from benchmarks.minixl.judge import load_judge
 from benchmarks.quality import PROMPTS
 from lib_ziplora.hosts.standalone import StandaloneHost
 
 from ..support import minixl
 
 PAIRS = tuple(
-    Pair(subject, style) for subject in ("turtle", "crown") for style in ("emojione-monotone", "fluent-emoji")
+    Pair(subject, style) for subject in ("rocket", "crown") for style in ("picon", "streamline-cyber-color")
 )
-STRONG_STYLE = "emojione-monotone"
-LEARNT = "ziplora,steps=40,learning_rate=0.02,combined_prompt=a sks emoji in szn style"
+STRONG_STYLE = "picon"
+LEARNT = "ziplora,steps=40,learning_rate=0.02,combined_prompt=a sks icon in szn style"
 SEEDS = {"both": [0, 1, 2, 3], "subject": [0, 1, 2], "style": [0, 1]}
 
 

@@ -17,7 +17,7 @@ from benchmarks.lessons import Desk
 from benchmarks.methods import Pair
 from lib_ziplora.training.target_samples import TrainingData
 
-PAIR = Pair("turtle", "fluent-emoji")
+PAIR = Pair("rocket", "streamline-cyber-color")
 SETTINGS = dataclasses.replace(
     lessons.SETTINGS, width=64, height=64, steps=8, trajectories=2, sampling_steps=2, auto_balance=False
 )

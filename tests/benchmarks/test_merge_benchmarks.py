@@ -13,7 +13,7 @@ from benchmarks import lessons, objective
 from benchmarks.methods import Pair
 from lib_ziplora.training.strengths import Strengths
 
-PAIR = Pair("turtle", "fluent-emoji")
+PAIR = Pair("rocket", "streamline-cyber-color")
 EVEN = Strengths((0.7, 0.7))
 
 
@@ -29,7 +29,6 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         lessons, "SETTINGS", dataclasses.replace(lessons.SETTINGS, trajectories=1, sampling_steps=2, **size)
     )
-    monkeypatch.setattr(lessons, "SIZE", 64)
 
 
 def test_a_curve_begins_at_the_start_of_the_loop_and_ends_lower(at: lessons.Desk, tmp_path: Path) -> None:

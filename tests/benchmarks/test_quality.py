@@ -9,8 +9,9 @@ from torch import nn
 
 from benchmarks import methods, quality, scoring
 from benchmarks.drawing import CELL, HEADER, contact_sheet, fused
-from benchmarks.minixl.data import choose_subjects, svg_of
-from benchmarks.minixl.embedding import ranks_of, split, to_input
+from benchmarks.minixl.choice import lora_name
+from benchmarks.minixl.judge import PANEL
+from benchmarks.minixl.networks import ranks_of, split, to_input
 from lib_ziplora.lora.layer import LoraLayer
 
 
@@ -25,6 +26,7 @@ def test_the_headline_is_the_harmonic_mean_of_each_pairs_means():
     assert row.headline.mean == pytest.approx(1 / 6)
     assert row.headline.low < row.headline.mean < row.headline.high
     assert row.overall is None
+    assert row.second.mean == 0
 
 
 def test_the_overall_score_is_the_harmonic_mean_over_all_three_prompts():
@@ -96,24 +98,6 @@ def test_every_name_of_a_method_means_valid_settings():
     assert methods.settings_of("ziplora,steps=20,start=closed-form").start == "closed-form"
 
 
-def test_an_icon_becomes_a_square_drawing_through_its_alias():
-    icons = {
-        "width": 32,
-        "height": 16,
-        "icons": {"hat": {"body": "<g/>"}},
-        "aliases": {"cap": {"parent": "hat"}, "turned": {"parent": "hat", "rotate": 1}},
-    }
-    assert 'viewBox="0.0 -8.0 32 32"' in svg_of(icons, "cap")
-    assert svg_of(icons, "turned") is None
-    assert svg_of(icons, "shoe") is None
-
-
-def test_subjects_are_things_that_enough_sets_draw():
-    one = {"icons": {"hat": {}, "up-arrow": {}, "shoe": {}}}
-    two = {"icons": {"hat": {}, "up-arrow": {}}, "aliases": {"boot": {}}}
-    assert choose_subjects({"one": one, "two": two}, minimum=2) == ["hat"]
-
-
 def test_the_contact_sheet_has_a_line_for_each_method():
     pictures = np.full((2, 8, 8, 3), 7, dtype=np.uint8)
     image = contact_sheet({"sum": {"a:x": pictures}, "ours": {"a:x": pictures}}, ["a:x"])
@@ -121,10 +105,42 @@ def test_the_contact_sheet_has_a_line_for_each_method():
     assert image.getpixel((image.width - 12, HEADER + CELL + 2 + 4)) == (7, 7, 7)
 
 
-def test_no_subject_is_both_chosen_on_and_reported(monkeypatch):
-    pairs = [methods.Pair(subject, style) for subject in "abcdef" for style in "xyz"]
-    monkeypatch.setattr(methods, "installed_pairs", lambda: pairs)
-    halves = quality.halves()
-    assert not {pair.subject for pair in halves["choose"]} & {pair.subject for pair in halves["report"]}
-    assert sorted(halves["choose"] + halves["report"], key=lambda pair: pair.name) == pairs
-    assert [pair.name for pair in halves["choose-12"]] == ["a:x", "c:y", "e:z"]
+def test_pairs_are_named_by_half_by_number_or_one_by_one():
+    choosing, reporting = (quality.wanted_pairs(half) for half in ("choosing", "reporting"))
+    assert len(reporting) >= 60
+    assert not {pair.subject for pair in choosing} & {pair.subject for pair in reporting}
+    assert not {pair.style for pair in choosing} & {pair.style for pair in reporting}
+    few = quality.wanted_pairs("6")
+    assert len(few) == 6 and set(few) <= set(choosing)
+    assert quality.wanted_pairs("turtle:ph/thin") == [methods.Pair("turtle", "ph/thin")]
+
+
+def test_a_style_with_a_variant_has_a_file_name():
+    assert lora_name("style", "ph/thin") == "minixl_style_ph-thin"
+    with pytest.raises(FileNotFoundError, match="minixl_style_no-such"):
+        methods.lora_file("style", "no/such")
+
+
+def test_ranks_are_of_all_subjects_and_of_the_panel_for_both_judges():
+    panel, subjects = len(PANEL), 5
+
+    class Known:
+        subjects = tuple("abcde")
+
+        def __init__(self, subject, style):
+            self.places = subject, style
+
+        def logits(self, x):
+            found = [torch.zeros(len(x), count) for count in (subjects, panel)]
+            for part, place in zip(found, self.places, strict=True):
+                part[:, :place] = 1  # so many classes before the right one, if it stands last
+            return tuple(found)
+
+    pixels = np.zeros((2, 64, 64, 3), np.uint8)
+    found = scoring.score(Known(1, 3), pixels, "e", PANEL[-1], Known(4, 0))
+    assert {name: values.tolist() for name, values in found.items()} == {
+        "subject_rr": [1 / 2] * 2,
+        "style_rr": [1 / 4] * 2,
+        "second_subject_rr": [pytest.approx(1 / 5)] * 2,
+        "second_style_rr": [1.0] * 2,
+    }

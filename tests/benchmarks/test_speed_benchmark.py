@@ -18,7 +18,7 @@ SETTINGS = dataclasses.replace(
 @pytest.mark.parametrize("objective", ["relative", "public"])
 def test_both_learn_the_same_coefficients_from_the_same_samples(objective: str) -> None:
     settings = dataclasses.replace(SETTINGS, objective=objective)
-    with lessons.desk(Pair("turtle", "fluent-emoji")) as at:
+    with lessons.desk(Pair("rocket", "streamline-cyber-color")) as at:
         data = lessons.draw(at, settings)
         before = [weight.clone() for weight in at.denoiser.unet.parameters()]
         one = speed.one_round(at, data, settings)

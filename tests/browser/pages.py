@@ -6,7 +6,7 @@ import re
 
 from playwright.sync_api import Locator, Page, expect
 
-SUBJECT, STYLE = "minixl_subject_turtle", "minixl_style_fluent-emoji"
+SUBJECT, STYLE = "minixl_subject_rocket", "minixl_style_streamline-cyber-color"
 MERGE_MS = 600_000
 STEP_MS = 100
 BAR_VALUE = "document.querySelector('#ziplora_bar [role=progressbar]')?.getAttribute('aria-valuenow') ?? null"
@@ -35,8 +35,8 @@ class Tab:
         self.pick("style", style)
         self.text("output").fill(output)
         self.set_number("steps", updates)
-        self.set_number("width", 128)
-        self.set_number("height", 128)
+        self.set_number("width", 64)
+        self.set_number("height", 64)
         if not self.page.locator("#ziplora_sampling_steps").is_visible():
             self.page.locator("#ziplora_advanced").get_by_text("Advanced settings").click()
         self.set_number("sampling_steps", 4)

@@ -28,7 +28,7 @@ PICTURES = 4
 def server(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with a merge in its folder."""
     with serving.running(tmp_path_factory.mktemp("compare")) as server:
-        loras = LoraInput(SUBJECT, "a sks emoji"), LoraInput(STYLE, "a cat emoji in szn style", role="style")
+        loras = LoraInput(SUBJECT, "a sks icon"), LoraInput(STYLE, "a bell icon in szn style", role="style")
         request = MergeRequest(loras, MERGED, settings=MergeSettings(method="direct"))
         run(request, StandaloneHost(None, [server.loras]))
         yield server
@@ -48,9 +48,9 @@ def choose(tab: Tab) -> None:
     box.fill(MERGED)
     tab.page.locator("ul.options li").filter(has_text=MERGED).first.click()
     expect(tab.text("compare_prompts")).to_have_value(
-        "a sks emoji\na cat emoji in szn style\na sks emoji in szn style"
+        "a sks icon\na bell icon in szn style\na sks icon in szn style"
     )
-    tab.text("compare_prompts").fill("a sks emoji in szn style")
+    tab.text("compare_prompts").fill("a sks icon in szn style")
 
 
 def ended(tab: Tab, kind: str, words: str) -> None:
@@ -71,13 +71,13 @@ def test_one_click_draws_the_sheet_and_a_chosen_picture_becomes_the_preview(tab:
     tab.idle()
     expect(tab.page.locator("#ziplora_compare")).to_be_enabled()
     preview = server.loras / f"{MERGED}.preview.png"
-    assert infotext(preview).startswith(f"a sks emoji in szn style <lora:{MERGED}:1>")
+    assert infotext(preview).startswith(f"a sks icon in szn style <lora:{MERGED}:1>")
     saved = sorted((server.loras / "ziplora-pictures").glob("*.png"))
     assert len(saved) == PICTURES + 1 and "ZipLoRA rows" in infotext(saved[-1])
     thumbnails(tab).nth(1).click()
     tab.press("compare_use")
     expect(tab.page.locator("#ziplora_compare_note").first).to_contain_text(preview.name)
-    assert infotext(preview).startswith(f"a sks emoji in szn style <lora:{SUBJECT}:1>")
+    assert infotext(preview).startswith(f"a sks icon in szn style <lora:{SUBJECT}:1>")
     assert tab.page.evaluate("localStorage.getItem('ziplora_job')") is None
 
 
@@ -114,7 +114,7 @@ def test_a_merge_is_compared_by_itself_when_asked(tab: Tab, server: Server) -> N
     tab.prepare("compared", updates=1)
     tab.after_merge("a comparison")
     tab.method("direct")
-    tab.text("compare_prompts").fill("a sks emoji in szn style")
+    tab.text("compare_prompts").fill("a sks icon in szn style")
     tab.press("generate")
     tab.outcome("done", "compared.safetensors")
     ended(tab, "done", f"Drew {PICTURES} of {PICTURES} pictures of compared")

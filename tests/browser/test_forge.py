@@ -49,21 +49,21 @@ def test_a_merge_from_pick_to_picture(
 ) -> None:
     before = [txt2img.draw(PROMPT), txt2img.draw(OTHER_LORA)]
     show_tab(tab.page, "ZipLoRA")
-    tab.prepare("turtle in fluent", updates=12)
+    tab.prepare("rocket in cyber", updates=12)
     shoot("forge-tab")
     tab.press("generate")
     expect(tab.page.locator(BAR).first).to_contain_text("%", timeout=MERGE_MS)
-    tab.outcome("done", "turtle in fluent.safetensors")
-    expect(tab.text("tag")).to_have_value(f"<lora:turtle in fluent:1> {PROMPT}")
+    tab.outcome("done", "rocket in cyber.safetensors")
+    expect(tab.text("tag")).to_have_value(f"<lora:rocket in cyber:1> {PROMPT}")
     tab.idle()
     shoot("forge-result")
     tab.press("send")
-    expect(txt2img.prompt).to_have_value(re.compile(rf"^{PROMPT}.*<lora:turtle in fluent:1>$"))
+    expect(txt2img.prompt).to_have_value(re.compile(rf"^{PROMPT}.*<lora:rocket in cyber:1>$"))
     after = [txt2img.draw(PROMPT), txt2img.draw(OTHER_LORA)]
     assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
-    merged = txt2img.draw(f"{PROMPT} <lora:turtle in fluent:1>")
+    merged = txt2img.draw(f"{PROMPT} <lora:rocket in cyber:1>")
     assert all((merged != other).any() for other in before)
-    assert "turtle in fluent" in txt2img.cards()
+    assert "rocket in cyber" in txt2img.cards()
     assert "unmatched" not in webui.log()
 
 

@@ -12,7 +12,7 @@ from .serving import Server
 
 pytestmark = pytest.mark.browser
 
-OTHER_SUBJECT, OTHER_STYLE = "minixl_subject_crown", "minixl_style_emojione-monotone"
+OTHER_SUBJECT, OTHER_STYLE = "minixl_subject_crown", "minixl_style_picon"
 
 
 @pytest.fixture
@@ -23,12 +23,10 @@ def matrix(tab: Tab) -> Tab:
     tab.page.locator("#ziplora_matrix").get_by_text("Matrix", exact=True).click()
     tab.press("matrix_add_subject")
     tab.press("matrix_add_style")
-    expect(tab.text("matrix_styles")).to_have_value(f"{STYLE} | a cat emoji in szn style")
+    expect(tab.text("matrix_styles")).to_have_value(f"{STYLE} | a bell icon in szn style")
     tab.pick("subject", OTHER_SUBJECT)
     tab.press("matrix_add_subject")
-    expect(tab.text("matrix_subjects")).to_have_value(
-        f"{SUBJECT} | a sks emoji\n{OTHER_SUBJECT} | a sks emoji"
-    )
+    expect(tab.text("matrix_subjects")).to_have_value(f"{SUBJECT} | a sks icon\n{OTHER_SUBJECT} | a sks icon")
     return tab
 
 

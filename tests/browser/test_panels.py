@@ -26,7 +26,7 @@ def test_a_merge_is_adjusted_and_written_again(tab: Tab, server: Server) -> None
     tab.set_number("adjust_strength_2", 0.5)
     tab.press("reexport")
     tab.outcome("done", "to adjust_adjusted.safetensors")
-    expect(tab.text("tag")).to_have_value("<lora:to adjust_adjusted:1> a sks emoji in szn style")
+    expect(tab.text("tag")).to_have_value("<lora:to adjust_adjusted:1> a sks icon in szn style")
     expect(tab.text("adjust_output")).to_have_value(
         "to adjust_adjusted_adjusted"
     )  # the panel follows the new file
@@ -86,8 +86,8 @@ def test_a_pair_is_looked_at_as_soon_as_it_is_chosen(tab: Tab, server: Server) -
     tab.page.set_viewport_size({"width": 390, "height": 900})
     assert tab.page.evaluate("document.documentElement.scrollWidth") <= 390
     tab.page.set_viewport_size({"width": 1280, "height": 1000})
-    tab.pick("style", "minixl_style_emojione-monotone")
-    expect(preflight).to_contain_text("emojione-monotone")
+    tab.pick("style", "minixl_style_picon")
+    expect(preflight).to_contain_text("picon")
     tab.text("output").fill(SUBJECT)
     tab.press("check")
     expect(preflight).to_have_attribute("data-check", "problems")

@@ -87,7 +87,7 @@ def test_a_long_list_is_filled_as_it_is_scrolled(page: Page, box: Locator) -> No
 def test_keys_choose_and_what_is_half_typed_is_taken_back(page: Page, box: Locator) -> None:
     facts = page.locator("#ziplora_subject_facts").first
     box.click()
-    box.fill("minixl subject turtle")
+    box.fill("minixl subject rocket")
     box.press("Enter")
     expect(box).to_have_value(SUBJECT)
     expect(facts).to_contain_text("rank 8")
@@ -111,7 +111,7 @@ def test_what_is_picked_is_shown(page: Page, box: Locator) -> None:
     tab = Tab(page)
     tab.pick("subject", SUBJECT)
     facts = page.locator("#ziplora_subject_facts").first
-    for words in ("Stable Diffusion XL", "LoRA", "rank 8", "layers", "MB", "a sks emoji"):
+    for words in ("Stable Diffusion XL", "LoRA", "rank 8", "layers", "MB", "a sks icon"):
         expect(facts).to_contain_text(words)
     picture = facts.locator("img")
     assert (picture.get_attribute("src") or "").startswith("data:image/jpeg;base64,")
@@ -144,17 +144,17 @@ def test_the_combined_prompt_follows_until_it_is_ones_own(page: Page, box: Locat
     tab.pick("subject", SUBJECT)
     expect(both).to_have_value("")
     tab.pick("style", STYLE)
-    expect(both).to_have_value("a sks emoji in szn style")
-    tab.text("subject_prompt").fill("a green sks emoji")
+    expect(both).to_have_value("a sks icon in szn style")
+    tab.text("subject_prompt").fill("a green sks icon")
     tab.text("subject_prompt").press("Tab")
-    expect(both).to_have_value("a green sks emoji in szn style")
-    both.fill("a green sks emoji, drawn in szn style")
-    tab.text("subject_prompt").fill("a sks emoji")
-    tab.pick("style", "minixl_style_emojione-monotone")
+    expect(both).to_have_value("a green sks icon in szn style")
+    both.fill("a green sks icon, drawn in szn style")
+    tab.text("subject_prompt").fill("a sks icon")
+    tab.pick("style", "minixl_style_picon")
     expect(page.locator("#ziplora_output input, #ziplora_output textarea").first).to_have_value(
-        f"{SUBJECT}_x_minixl_style_emojione-monotone"
+        f"{SUBJECT}_x_minixl_style_picon"
     )
-    expect(both).to_have_value("a green sks emoji, drawn in szn style")
+    expect(both).to_have_value("a green sks icon, drawn in szn style")
 
 
 def test_shortcuts_are_the_tabs_own_and_are_told(page: Page, box: Locator, server: Server) -> None:
@@ -183,7 +183,7 @@ def test_a_recent_merge_fills_the_form_also_after_a_reload(page: Page, box: Loca
     tab = Tab(page)
     tab.prepare("recently", updates=1)
     page.locator("#ziplora_method").get_by_text("direct", exact=True).click()
-    tab.text("style_prompt").fill("a dog emoji in szn style")
+    tab.text("style_prompt").fill("a dog icon in szn style")
     tab.set_number("style_weight", 0.7)
     tab.press("generate")
     tab.outcome("done")
@@ -195,9 +195,9 @@ def test_a_recent_merge_fills_the_form_also_after_a_reload(page: Page, box: Loca
     button.click()
     expect(box).to_have_value(SUBJECT)
     expect(page.locator("#ziplora_style input").first).to_have_value(STYLE)
-    expect(tab.text("style_prompt")).to_have_value("a dog emoji in szn style")
+    expect(tab.text("style_prompt")).to_have_value("a dog icon in szn style")
     expect(page.locator("#ziplora_style_weight input[type=number]")).to_have_value("0.7")
-    expect(tab.text("combined_prompt")).to_have_value("a sks emoji in szn style")
+    expect(tab.text("combined_prompt")).to_have_value("a sks icon in szn style")
     expect(page.locator("#ziplora_style_facts").first).to_contain_text("rank")
     expect(tab.text("output")).to_have_value(f"{SUBJECT}_x_{STYLE}")
     shutil.move(server.loras / f"{STYLE}.safetensors", server.loras / f"{STYLE}.away")
@@ -236,7 +236,7 @@ def test_the_list_has_pictures_of_the_rows_that_are_seen(page: Page, box: Locato
         }"""
     )
     box.click()
-    box.fill("minixl subject turtle")
+    box.fill("minixl subject rocket")
     expect(page.locator("#ziplora_subject li img")).to_have_count(1)  # from what is known
     assert not [names for names in page.evaluate("window.asked") if SUBJECT in names]
     row.click()

@@ -19,19 +19,19 @@ pytestmark = pytest.mark.browser
 def test_merge_from_pick_to_tag(tab: Tab, server: Server, requests: list[str]) -> None:
     tab.pick("subject", SUBJECT)
     tab.pick("style", STYLE)
-    expect(tab.text("subject_prompt")).to_have_value("a sks emoji")
+    expect(tab.text("subject_prompt")).to_have_value("a sks icon")
     expect(tab.text("output")).to_have_value(f"{SUBJECT}_x_{STYLE}")
-    tab.prepare("turtle in fluent", updates=12)
+    tab.prepare("rocket in cyber", updates=12)
     tab.press("generate")
     seen = tab.bar_values(enough=3)
     assert len(seen) >= 3 and seen == sorted(seen), f"the bar showed {seen}"
-    tab.outcome("done", "turtle in fluent.safetensors")
-    expect(tab.text("tag")).to_have_value("<lora:turtle in fluent:1> a sks emoji in szn style")
+    tab.outcome("done", "rocket in cyber.safetensors")
+    expect(tab.text("tag")).to_have_value("<lora:rocket in cyber:1> a sks icon in szn style")
     table = tab.page.locator("#ziplora_result table").first.inner_text()
     for row in ("Mean travel", "Similarity", "Held-out loss", "Rank"):
         assert re.search(rf"{row}.*\d", table), table
     tab.idle()
-    written = inspect_header(server.loras / "turtle in fluent.safetensors")
+    written = inspect_header(server.loras / "rocket in cyber.safetensors")
     sources = [inspect_header(server.loras / f"{name}.safetensors") for name in (SUBJECT, STYLE)]
     assert written.rank == sum(source.rank for source in sources)
     for name in ("send", "send_img2img"):
@@ -67,7 +67,7 @@ def test_finish_now_writes_what_there_is_even_after_a_reload(tab: Tab, server: S
     tab.bar("Update")
     tab.press("skip")
     tab.outcome("done", "finished early.safetensors")
-    expect(tab.text("tag")).to_have_value("<lora:finished early:1> a sks emoji in szn style")
+    expect(tab.text("tag")).to_have_value("<lora:finished early:1> a sks icon in szn style")
     tab.idle()
     assert "finished early.safetensors" in server.files()
 

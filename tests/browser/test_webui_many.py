@@ -35,7 +35,7 @@ pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(not PRESENT, reason=REASON),
 ]
-OTHER_SUBJECT, OTHER_STYLE = "minixl_subject_crown", "minixl_style_emojione-monotone"
+OTHER_SUBJECT, OTHER_STYLE = "minixl_subject_crown", "minixl_style_picon"
 NARROW, WIDE = {"width": 390, "height": 844}, {"width": 1280, "height": 1000}
 PANELS = ("matrix", "explaining", "comparison", "adjusting")
 Shoot = Callable[[str], None]
@@ -110,7 +110,7 @@ def test_every_pair_is_merged_drawn_and_one_that_fails_is_named(
     matrix.idle()
     assert states(matrix) == ["done", "done", "refused"] * 2
     sheet = box.locator("img.ziplora-sheet")
-    assert sheet.evaluate("image => image.complete && image.naturalWidth > 3 * 128")
+    assert sheet.evaluate("image => image.complete && image.naturalWidth > 3 * 64")
     shoot("webui-matrix")
     narrow(matrix, shoot, "webui-matrix-390")
     names = [
@@ -130,12 +130,12 @@ def test_interrupt_keeps_what_is_finished_and_generate_works_afterwards(
 ) -> None:
     picture = txt2img.draw(OTHER_LORA)
     show_tab(matrix.page, "ZipLoRA")
-    for name, value in (("steps", 1), ("width", 128), ("height", 128)):
+    for name, value in (("steps", 1), ("width", 64), ("height", 64)):
         matrix.set_number(name, value)
     matrix.page.locator("#ziplora_advanced").get_by_text("Advanced settings").click()
     for name, value in (("sampling_steps", 2), ("trajectories", 1)):
         matrix.set_number(name, value)
-    matrix.text("matrix_styles").fill(f"{STYLE} | a cat emoji in szn style")
+    matrix.text("matrix_styles").fill(f"{STYLE} | a bell icon in szn style")
     matrix.text("matrix_names").fill("w2 {subject}")
     matrix.press("matrix_run")
     matrix.bar("2 of 2")
@@ -197,7 +197,7 @@ def test_the_pickers_search_grey_out_and_show_what_is_picked(tab: Tab, webui: We
     assert {SUBJECT, STYLE} <= set(usable) and usable[-1] == FOR_SD15
     expect(last).to_have_class("ziplora-unusable")
     expect(last).to_contain_text("for Stable Diffusion 1.x")
-    box.fill("TURTLE minixl")
+    box.fill("ROCKET minixl")
     assert options(tab)[0] == SUBJECT
     expect(tab.page.locator("#ziplora_subject li", has_text=SUBJECT).first.locator("img")).to_have_count(1)
     shoot("webui-pickers")
@@ -218,13 +218,13 @@ def test_the_pickers_search_grey_out_and_show_what_is_picked(tab: Tab, webui: We
 def test_swap_and_a_recent_pair_after_reload_ui(tab: Tab, webui: Webui) -> None:
     tab.prepare("recent pair", updates=1)
     tab.method("direct")
-    tab.text("style_prompt").fill("a dog emoji in szn style")
+    tab.text("style_prompt").fill("a dog icon in szn style")
     tab.press("generate")
     tab.outcome("done")
     tab.idle()
     tab.press("swap")
     expect(tab.page.locator("#ziplora_subject input").first).to_have_value(STYLE)
-    expect(tab.text("subject_prompt")).to_have_value("a dog emoji in szn style")
+    expect(tab.text("subject_prompt")).to_have_value("a dog icon in szn style")
     settle(tab.page)
     reload_ui(tab.page, webui)
     show_tab(tab.page, "ZipLoRA")
@@ -232,7 +232,7 @@ def test_swap_and_a_recent_pair_after_reload_ui(tab: Tab, webui: Webui) -> None:
     expect(button).to_have_text(f"{SUBJECT} × {STYLE}")
     button.click()
     expect(tab.page.locator("#ziplora_subject input").first).to_have_value(SUBJECT)
-    expect(tab.text("style_prompt")).to_have_value("a dog emoji in szn style")
+    expect(tab.text("style_prompt")).to_have_value("a dog icon in szn style")
 
 
 def test_preflight_follows_the_settings(tab: Tab) -> None:

@@ -70,16 +70,16 @@ SETTINGS = {
 }
 PRESET = {
     "forge_preset": "xl",
-    "xl_t2i_width": 128,
-    "xl_t2i_height": 128,
+    "xl_t2i_width": 64,
+    "xl_t2i_height": 64,
     "xl_t2i_cfg": 5.0,
     "xl_t2i_sampler": "Euler",
     "sd_text_encoder": "None",
 }
 """What Forge's txt2img tab shows instead of ``DEFAULTS``; reForge takes the text encoders of the checkpoint."""
 DEFAULTS = {
-    "txt2img/Width/value": 128,
-    "txt2img/Height/value": 128,
+    "txt2img/Width/value": 64,
+    "txt2img/Height/value": 64,
     "txt2img/CFG Scale/value": 5.0,
     "customscript/sampler.py/txt2img/Sampling method/value": "Euler",
     "customscript/sampler.py/txt2img/Sampling steps/value": 8,

@@ -14,7 +14,7 @@ from .pages import SUBJECT, Tab
 from .webui import STARTED, Webui
 
 PICTURE_MS = 120_000
-PROMPT = "a sks emoji in szn style"
+PROMPT = "a sks icon in szn style"
 OTHER_LORA = f"{PROMPT} <lora:{SUBJECT}:1>"
 BAR = "#ziplora_bar .ziplora-bar-text"
 LONG = 1000

@@ -15,7 +15,7 @@ from lib_ziplora.library.card import card_path, write_card
 from ..support import minixl
 
 PAIR = (str(minixl.SUBJECT), str(minixl.STYLE))
-PROMPTS = ("--subject-prompt", "a sks emoji", "--style-prompt", "a cat emoji in szn style")
+PROMPTS = ("--subject-prompt", "a sks icon", "--style-prompt", "a bell icon in szn style")
 DIRECT = ("--method", "direct", *PROMPTS)
 
 
@@ -31,7 +31,7 @@ def card(lora: Path) -> dict[str, object]:
 def test_a_merge_and_its_export_get_the_card_that_the_tab_writes(tmp_path: Path) -> None:
     out, again = tmp_path / "both.safetensors", tmp_path / "again.safetensors"
     assert merge(out) == 0
-    assert card(out)["activation text"] == "a sks emoji in szn style"
+    assert card(out)["activation text"] == "a sks icon in szn style"
     before = card(out)
     card_path(out).unlink()
     write_card("both", StandaloneHost(None, [tmp_path], device="cpu"))

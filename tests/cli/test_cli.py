@@ -26,7 +26,7 @@ from ..support import minixl
 
 ROOT = minixl.FOLDER.parent.parent
 PAIR = (str(minixl.SUBJECT), str(minixl.STYLE))
-PROMPTS = ("--subject-prompt", "a sks emoji", "--style-prompt", "a cat emoji in szn style")
+PROMPTS = ("--subject-prompt", "a sks icon", "--style-prompt", "a bell icon in szn style")
 SMALL = ("--width", "64", "--height", "64", "--steps", "3", "--sampling-steps", "2", "--guidance-scale", "1")
 MODEL = ("--checkpoint", str(minixl.MODEL), "--device", "cpu")
 REPORT = [
@@ -217,7 +217,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_inspect_one_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["inspect", PAIR[0]]) == 0
     text = capsys.readouterr().out
-    for part in ("sdxl", f"{minixl.LAYERS} UNet", "rank      8", "ss_output_name = minixl_subject_turtle"):
+    for part in ("sdxl", f"{minixl.LAYERS} UNet", "rank      8", "ss_output_name = minixl_subject_rocket"):
         assert part in text
     assert cli.main(["inspect", PAIR[0], "--json", "--layers"]) == 0
     summary = json.loads(capsys.readouterr().out)

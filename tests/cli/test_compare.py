@@ -21,7 +21,7 @@ def merged(tmp_path: Path) -> Path:
         shutil.copy(file, tmp_path)
     out = tmp_path / "merged.safetensors"
     loras = [str(tmp_path / file.name) for file in (minixl.SUBJECT, minixl.STYLE)]
-    prompts = ["--subject-prompt", "a sks emoji", "--style-prompt", "a cat emoji in szn style"]
+    prompts = ["--subject-prompt", "a sks icon", "--style-prompt", "a bell icon in szn style"]
     assert cli.main(["merge", *loras, *prompts, "--method", "direct", "-o", str(out)]) == 0
     return out
 

@@ -174,7 +174,7 @@ def test_check_tells_the_memory_and_the_time_of_the_merge_before(
 ) -> None:
     pytest.importorskip("diffusers")
     small = ("--width", "64", "--height", "64", "--sampling-steps", "2", "--guidance-scale", "1")
-    prompts = ("--subject-prompt", "a sks emoji", "--style-prompt", "a cat emoji in szn style")
+    prompts = ("--subject-prompt", "a sks icon", "--style-prompt", "a bell icon in szn style")
     options = (*PAIR, *prompts, *small, "--steps", "1", "--checkpoint", str(minixl.MODEL), "--device", "cpu")
     out = str(tmp_path / "both.safetensors")
     assert cli.main(["merge", *options, "-o", out]) == 0

@@ -17,7 +17,7 @@ from ..support import minixl
 from .test_cli import MODEL, PAIR, PROMPTS, SMALL
 
 CROWN = str(minixl.SUBJECT.with_name("minixl_subject_crown.safetensors"))
-MONOTONE = str(minixl.STYLE.with_name("minixl_style_emojione-monotone.safetensors"))
+MONOTONE = str(minixl.STYLE.with_name("minixl_style_picon.safetensors"))
 
 
 def asked(*arguments: str) -> list[tuple[str, str, str, float, tuple[str, ...]]]:

@@ -69,7 +69,7 @@ def inputs(batch: int = 2) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.
     generator = torch.Generator().manual_seed(5)
     x_t = torch.randn(batch, 4, 16, 16, generator=generator)
     conditioning = module("modules.prompt_parser").SdConditioning(
-        ["a cat emoji"] * batch, width=128, height=128
+        ["a cat icon"] * batch, width=128, height=128
     )
     with torch.no_grad():
         return x_t, torch.linspace(900, 50, batch).long(), model.get_learned_conditioning(conditioning)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from lib_ziplora.errors import IncompatibleError, LoraFileError, OutputError
 from lib_ziplora.hosts import Host, Progress
 
-SIZE = 128
-PROMPTS = ("a cat emoji in noto style", "a dog emoji in flat style")
+SIZE = 64
+PROMPTS = ("a cat icon in kim style", "a dog icon in drew style")
 
 
 class Boom(Exception):

@@ -18,7 +18,7 @@ from lib_ziplora.hosts import Draws, Picture, Sampler
 
 from .contract import Boom, assert_same, flags, snapshot
 
-PROMPT = "a sks emoji"
+PROMPT = "a sks icon"
 PLAIN = Picture(PROMPT, (), 3)
 
 

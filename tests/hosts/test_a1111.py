@@ -23,7 +23,7 @@ from lib_ziplora.lora.io.embeddings import save_embeddings
 from . import a1111_webui as webui
 
 pytestmark = webui.marks
-SUBJECT = "minixl_subject_turtle"
+SUBJECT = "minixl_subject_rocket"
 
 
 @pytest.fixture

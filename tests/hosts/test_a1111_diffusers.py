@@ -25,7 +25,7 @@ from . import a1111_webui as webui
 ROOT = Path(__file__).parents[2]
 PYTHON = os.environ.get("ZIPLORA_PYTHON", "")
 MODEL = os.environ.get("ZIPLORA_MODEL", str(ROOT / "benchmarks" / "minixl" / "model"))
-SUBJECT, STYLE = "minixl_subject_turtle", "minixl_style_fluent-emoji"
+SUBJECT, STYLE = "minixl_subject_rocket", "minixl_style_streamline-cyber-color"
 pytestmark = [
     *webui.marks,
     pytest.mark.skipif(
@@ -39,11 +39,11 @@ def asked() -> dict[str, Any]:
     folder = webui.boot() and Path(webui.boot().cmd_opts.lora_dir)
     files = {name: str((folder / f"{name}.safetensors").resolve()) for name in (SUBJECT, STYLE)}
     return {
-        "prompts": ["a cat emoji in noto style", "a sks emoji", "a red rose emoji, in flat style"],
+        "prompts": ["a cat icon in kim style", "a sks icon", "a red rose icon, in drew style"],
         "width": 128,
         "height": 128,
         "files": {"base": "", **files},
-        "pair": {SUBJECT: "a sks emoji", STYLE: "a szn emoji"},
+        "pair": {SUBJECT: "a sks icon", STYLE: "a szn icon"},
         "settings": {
             "steps": 6,
             "sampling_steps": 4,

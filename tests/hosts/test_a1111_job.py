@@ -23,12 +23,12 @@ from . import a1111_webui as webui
 from .test_a1111_model import predict
 
 pytestmark = webui.marks
-SUBJECT, STYLE = "minixl_subject_turtle", "minixl_style_fluent-emoji"
+SUBJECT, STYLE = "minixl_subject_rocket", "minixl_style_streamline-cyber-color"
 
 
 def request(output: str, subject: str = SUBJECT, style: str = STYLE, **settings: Any) -> MergeRequest:
-    small = {"steps": 3, "sampling_steps": 3, "width": 128, "height": 128, **settings}
-    inputs = LoraInput(subject, "a sks emoji"), LoraInput(style, "a szn emoji")
+    small = {"steps": 3, "sampling_steps": 3, "width": 64, "height": 64, **settings}
+    inputs = LoraInput(subject, "a sks icon"), LoraInput(style, "a szn icon")
     return MergeRequest.pair(*inputs, output, settings=MergeSettings(**small))
 
 
@@ -43,7 +43,7 @@ def host() -> Iterator[A1111Host]:
 def test_a_merge_can_be_drawn_at_once(host: A1111Host, method: str, caplog: pytest.LogCaptureFixture) -> None:
     webui.write_lora("with text a", 11)
     webui.write_lora("with text b", 12)
-    prompt = "a sks emoji in szn style"
+    prompt = "a sks icon in szn style"
     drawn = {n: webui.picture(f"{prompt} <lora:{n}:1>") for n in ("with text a", "with text b")}
     name = f"merged {method}"
     with host.exclusive():
@@ -99,7 +99,7 @@ def test_three_loras_and_their_export_act_as_their_parts(host: A1111Host, method
         webui.write_lora(f"of three {index}", 21 + index, text=False)
     loras = tuple(LoraInput(f"of three {i}", f"a thing {i}", 0.9, role=role) for i, role in enumerate(roles))
     small = MergeSettings(
-        method=method, steps=3, sampling_steps=3, width=128, height=128, precision="fp32", split=True
+        method=method, steps=3, sampling_steps=3, width=64, height=64, precision="fp32", split=True
     )
     name, again = f"three {method}", f"three {method} again"
     with host.exclusive():

@@ -20,7 +20,7 @@ from lib_ziplora.ziplora.hooks import adapters, checkpointed, lora_hooks
 from . import a1111_webui as webui
 
 pytestmark = webui.marks
-SUBJECT, STYLE = "minixl_subject_turtle", "minixl_style_fluent-emoji"
+SUBJECT, STYLE = "minixl_subject_rocket", "minixl_style_streamline-cyber-color"
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_a_lora_of_an_earlier_picture_does_not_leak(host: A1111Host) -> None:
     pristine = webui.weights()
     with host.open() as session:
         base = predict(session)
-    webui.picture(f"a sks emoji <lora:{SUBJECT}:1>")
+    webui.picture(f"a sks icon <lora:{SUBJECT}:1>")
     assert not webui.same_weights(pristine)
     with host.open() as session:
         assert webui.same_weights(pristine)
@@ -110,7 +110,7 @@ def gradients(session: Any, recompute: bool) -> dict[str, Tensor]:
 
 
 def test_gradients_agree_with_and_without_checkpointing(host: A1111Host) -> None:
-    webui.picture(f"a sks emoji <lora:{STYLE}:1>")
+    webui.picture(f"a sks icon <lora:{STYLE}:1>")
     with host.open() as session:
         assert len(session.denoiser.checkpoint_blocks()) > 10
         plain, recomputed = gradients(session, recompute=False), gradients(session, recompute=True)
@@ -129,17 +129,17 @@ class Stop(Exception):
 def test_everything_is_as_before(host: A1111Host, ending: str, drawn: str) -> None:
     webui.use_loras()
     webui.inputs()
-    prompts = ["a szn emoji", f"a szn emoji <lora:{STYLE}:0.8>"]
+    prompts = ["a szn icon", f"a szn icon <lora:{STYLE}:0.8>"]
     webui.webui_prediction()
     pristine = webui.weights()
     pictures = [webui.picture(prompt) for prompt in prompts]
-    webui.picture(f"a szn emoji {drawn}")
+    webui.picture(f"a szn icon {drawn}")
     before = webui.surroundings()
     errors = {"exception": Stop("here"), "out of memory": torch.cuda.OutOfMemoryError("simulated")}
     try:
         with host.open() as session:
             gradients(session, recompute=True)
-            session.encode_prompts(["a (sks:1.2) emoji"], width=128, height=128, negative=False, deltas={})
+            session.encode_prompts(["a (sks:1.2) icon"], width=128, height=128, negative=False, deltas={})
             torch.rand(3)
             if ending in errors:
                 raise errors[ending]

@@ -18,7 +18,7 @@ from . import a1111_webui as webui
 
 pytestmark = webui.marks
 SIZE = {"width": 128, "height": 192}
-PROMPTS = ["a sks emoji", "a (red:1.3) rose, " + "with many leaves, " * 30]
+PROMPTS = ["a sks icon", "a (red:1.3) rose, " + "with many leaves, " * 30]
 
 
 @pytest.fixture

@@ -25,8 +25,8 @@ from . import forge_webui as webui
 from .real_webui import KIND, marks
 
 pytestmark = marks("forge", "reforge")
-SUBJECT, STYLE = "minixl_subject_turtle", "minixl_style_fluent-emoji"
-PROMPTS = ("a sks emoji", f"a sks emoji <lora:{SUBJECT}:1>")
+SUBJECT, STYLE = "minixl_subject_rocket", "minixl_style_streamline-cyber-color"
+PROMPTS = ("a sks icon", f"a sks icon <lora:{SUBJECT}:1>")
 only_forge = pytest.mark.skipif(KIND != "forge", reason="Forge's own")
 
 
@@ -38,8 +38,8 @@ def host() -> Iterator[Any]:
 
 
 def request(output: str, **settings: Any) -> MergeRequest:
-    small = {"steps": 3, "sampling_steps": 3, "width": 128, "height": 128, **settings}
-    inputs = LoraInput(SUBJECT, "a sks emoji"), LoraInput(STYLE, "a szn emoji")
+    small = {"steps": 3, "sampling_steps": 3, "width": 64, "height": 64, **settings}
+    inputs = LoraInput(SUBJECT, "a sks icon"), LoraInput(STYLE, "a szn icon")
     return MergeRequest.pair(*inputs, output, settings=MergeSettings(**small))
 
 
@@ -203,7 +203,7 @@ def test_the_written_file_reports_no_unmatched_key(host: Any, capsys: pytest.Cap
     for seed in (11, 12):
         webui.write_lora(f"with text {seed}", seed)
     wanted = request("with both parts")
-    pair = tuple(LoraInput(f"with text {seed}", "a sks emoji") for seed in (11, 12))
+    pair = tuple(LoraInput(f"with text {seed}", "a sks icon") for seed in (11, 12))
     with host.exclusive():
         run(MergeRequest.pair(*pair, "with both parts", settings=wanted.settings), host)
     plain = webui.picture("a cat")
@@ -256,5 +256,5 @@ def test_a_model_that_is_not_loaded_yet_is_loaded_by_the_first_session(host: Any
         assert host.checkpoint().name == "minixl"
     with host.open() as session:
         session.check_alive()
-        assert session.native_size == 128 and len(session.denoiser.checkpoint_blocks()) > 20
+        assert session.native_size == 64 and len(session.denoiser.checkpoint_blocks()) > 20
     assert len(host.checkpoint().sha256) == 64

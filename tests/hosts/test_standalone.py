@@ -169,7 +169,7 @@ def test_single_file_gives_the_folders_predictions(tmp_path: Path) -> None:
     from diffusers import StableDiffusionXLPipeline
     from transformers import CLIPTextModelWithProjection
 
-    from benchmarks.minixl.export import main as export
+    from benchmarks.minixl.checkpoint import main as export
 
     torch.manual_seed(0)
     folder, single = tmp_path / "wide", tmp_path / "wide.safetensors"
@@ -240,7 +240,7 @@ def lora_dirs(tmp_path: Path) -> tuple[Path, Path]:
     shutil.copy(minixl.STYLE, second / "Fluent.v1.5.safetensors")
     shutil.copy(minixl.STYLE, second / "turtle.safetensors")
     (first / ".half-written.safetensors").touch()
-    (first / "turtle.json").write_text('{"activation text": "a sks emoji"}')
+    (first / "turtle.json").write_text('{"activation text": "a sks icon"}')
     (second / "Fluent.v1.5.json").write_text("not json")
     return first, second.parent
 
@@ -255,7 +255,7 @@ def test_loras_are_listed_from_all_folders(lora_dirs: tuple[Path, Path]) -> None
         == lora_dirs[1] / "deep" / "turtle.safetensors"
     )
     assert listed["turtle"].path == lora_dirs[0] / "turtle.safetensors"
-    assert listed["turtle"].user_metadata == {"activation text": "a sks emoji"}
+    assert listed["turtle"].user_metadata == {"activation text": "a sks icon"}
     assert listed["Fluent.v1.5"].user_metadata == {}
     assert host.resolve("Fluent.v1.5").name == "Fluent.v1.5.safetensors"
     assert host.resolve("turtle.safetensors") == lora_dirs[0] / "turtle.safetensors"

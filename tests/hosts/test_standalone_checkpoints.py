@@ -254,8 +254,8 @@ def test_against_a_distilled_checkpoint_samples_are_drawn_without_guidance(tmp_p
     fast = tmp_path / "MiniXL_Lightning"
     shutil.copytree(minixl.MODEL, fast, copy_function=lambda a, b: Path(b).symlink_to(a))
     loras = (
-        LoraInput(str(minixl.SUBJECT), "a sks emoji"),
-        LoraInput(str(minixl.STYLE), "a cat emoji in szn style", role="style"),
+        LoraInput(str(minixl.SUBJECT), "a sks icon"),
+        LoraInput(str(minixl.STYLE), "a bell icon in szn style", role="style"),
     )
     settings = MergeSettings(method="instant", trajectories=1, sampling_steps=6, combined_weight=0.0)
     request = MergeRequest(loras, str(tmp_path / "fast.safetensors"), settings=settings)

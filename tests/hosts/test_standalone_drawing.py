@@ -82,7 +82,7 @@ def test_without_loras_it_is_diffusers_own_picture(loaded: StandaloneHost, negat
 
 
 def test_zero_as_size_is_the_checkpoints_own(loaded: StandaloneHost) -> None:
-    assert one(loaded, PLAIN, width=0, height=0).shape == (128, 128, 3)
+    assert one(loaded, PLAIN, width=0, height=0).shape == (64, 64, 3)
 
 
 def test_a_lora_draws_what_its_weights_added_to_the_model_draw(loaded: StandaloneHost) -> None:

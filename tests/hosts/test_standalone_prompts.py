@@ -25,7 +25,7 @@ pytest.importorskip("diffusers")
 
 BOS, EOS = 49406, 49407
 CARDS = (
-    "a sks emoji",
+    "a sks icon",
     "",
     "a (red:1.3) rose, ((big)) [[dull]] (two words: .7 )",
     r"wlop \(artist\), :\) \[x\] a\\b \q",

@@ -24,7 +24,7 @@ from ..support import minixl
 
 DIRECT = MergeSettings(method="direct")
 SUBJECT, STYLE = minixl.SUBJECT.stem, minixl.STYLE.stem
-PROMPTS = ("a sks emoji", "a cat emoji in szn style")
+PROMPTS = ("a sks icon", "a bell icon in szn style")
 SECONDS = 60
 Sentences = tuple[str, ...]
 
@@ -108,7 +108,7 @@ def test_every_front_end_leaves_the_same_behind(
     made = {file.name for file in folder.iterdir()} - {minixl.SUBJECT.name, minixl.STYLE.name}
     assert made == {"both.safetensors", "both.ziplora", "both.json"}
     card = json.loads((folder / "both.json").read_text(encoding="utf-8"))
-    assert card["activation text"] == "a sks emoji in szn style"
+    assert card["activation text"] == "a sks icon in szn style"
 
 
 @pytest.mark.parametrize("front_end", FRONT_ENDS)

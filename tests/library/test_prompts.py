@@ -10,7 +10,7 @@ from lib_ziplora.library.prompts import Prompted, combined_prompt, prompt_notes,
 @pytest.mark.parametrize(
     ("prompt", "trigger", "words"),
     [
-        ("a cat emoji in szn style", "", "in szn style"),
+        ("a cat icon in szn style", "", "in szn style"),
         ("a cat in the szn style, flat colours", "", "in the szn style, flat colours"),
         ("a cat in the style of szn", "", "in the style of szn"),
         ("portrait, style of szn", "", "style of szn"),
@@ -34,7 +34,7 @@ def test_the_words_that_mean_the_style(prompt: str, trigger: str, words: str) ->
 @pytest.mark.parametrize(
     ("subject", "style", "together"),
     [
-        ("a sks emoji", "a cat emoji in szn style", "a sks emoji in szn style"),
+        ("a sks icon", "a cat icon in szn style", "a sks icon in szn style"),
         ("photo of sks dog, ", "szn", "photo of sks dog, szn"),
         ("a sks dog in szn style", "a cat in szn style", "a sks dog in szn style"),
         ("a sks dog", "", ""),

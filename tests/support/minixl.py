@@ -7,7 +7,7 @@ from pathlib import Path
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "minixl"
 MODEL = FOLDER / "model"
 LORAS = FOLDER / "loras"
-SUBJECT = LORAS / "minixl_subject_turtle.safetensors"
-STYLE = LORAS / "minixl_style_fluent-emoji.safetensors"
-SIZE = 128
+SUBJECT = LORAS / "minixl_subject_rocket.safetensors"
+STYLE = LORAS / "minixl_style_streamline-cyber-color.safetensors"
+SIZE = 64
 LAYERS = 192

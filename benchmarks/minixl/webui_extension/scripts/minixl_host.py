@@ -2,7 +2,7 @@
 
 sgm's configuration can't say the number of GroupNorm groups, the WebUI's OpenCLIP wrapper always
 pads with token 0, and open_clip must know the second text encoder. The checkpoint's sidecar yaml
-has a section ``host`` (written by ``benchmarks.minixl.export``) with these facts.
+has a section ``host`` (written by ``benchmarks.minixl.checkpoint``) with these facts.
 """
 
 from functools import wraps

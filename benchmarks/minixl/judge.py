@@ -1,10 +1,10 @@
-"""The judge of MiniXL 2's pictures: which subject, and which style of a panel whose looks differ.
+"""The judge of MiniXL's pictures: which subject, and which style of a panel whose looks differ.
 
-    python -m benchmarks.minixl2.judge --out out/minixl2 [--epochs 12]
+    python -m benchmarks.minixl.judge --out out/minixl/judge [--epochs 12]
 
-The networks are those of ``benchmarks.minixl.embedding``, trained on nine tenths of all drawings,
-as they are and as the autoencoder gives them back at 64 pixels. Many icon sets look alike; so a
-style is ranked within PANEL, the held-out styles and as many known ones chosen to differ.
+Two small networks (``networks``), trained on nine tenths of all drawings, as they are and as the
+autoencoder gives them back at 64 pixels. Many icon sets look alike; so a style is ranked within
+PANEL, the held-out styles and as many known ones chosen to differ.
 ``SecondJudge`` is independent of it: linear least squares on oriented edges and colours.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,9 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..minixl.embedding import StyleNet, SubjectNet, Task, ranks_of, split, to_input, train
 from .choice import HELDOUT_STYLES
-from .data import Drawings, load
+from .data import CACHE, Drawings, load
+from .networks import StyleNet, SubjectNet, Task, ranks_of, split, to_input, train
 
 KNOWN_PANEL = (
     "dinkie-icons",
@@ -43,17 +43,24 @@ KNOWN_PANEL = (
     "streamline-plump-color",
 )
 PANEL = tuple(sorted((*HELDOUT_STYLES, *KNOWN_PANEL)))
+JUDGE = Path(__file__).resolve().parent / "judge"
 RIDGE, CELLS, ANGLES, FITTED = 30.0, 8, 8, 3
+SECOND = ("mean", "spread", "subject", "style")
 
 
 @dataclass(frozen=True)
 class Judge:
-    """Both networks and the names of their classes."""
+    """Both networks, the names of their classes, and how well both judges know real drawings.
+
+    Attributes:
+        accuracy: on drawings that were not trained on.
+    """
 
     subject: nn.Module
     style: nn.Module
     subjects: tuple[str, ...]
     styles: tuple[str, ...]
+    accuracy: Mapping[str, float]
 
     @torch.no_grad()
     def logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -129,15 +136,6 @@ def reciprocal_ranks(judge: Judge | SecondJudge, x: Tensor, subject: str, style:
     return found
 
 
-def second_judge(out: Path, drawings: Drawings) -> SecondJudge:
-    """The second judge, fitted on first use and kept in ``out``."""
-    file = out / "judge" / "second.pt"
-    if not file.is_file():
-        fitted = SecondJudge.fit(both_versions(drawings, out), split(len(drawings.subject))[0], drawings)
-        torch.save((fitted.mean, fitted.spread, fitted.subject, fitted.style), file)
-    return SecondJudge(*torch.load(file, weights_only=True), drawings.subjects)
-
-
 def ridge(x: Tensor, y: Tensor) -> Tensor:
     """The (features, classes) weights that give ``y`` (n, classes) from ``x`` (n, features), least squares."""
     weights: Tensor = torch.linalg.solve(x.T @ x + RIDGE * torch.eye(x.shape[1]), x.T @ y)
@@ -160,81 +158,88 @@ def both_versions(drawings: Drawings, out: Path) -> Tensor:
     return torch.from_numpy(np.load(file, mmap_mode="c"))
 
 
-def make(out: Path, epochs: int) -> None:
-    """Train both networks, unless they are there, and print how well they know the drawings kept out."""
-    drawings = load(out)
-    versions = both_versions(drawings, out)
+def make(out: Path, cache: Path, epochs: int) -> None:
+    """Train both networks and fit the second judge, unless they are there, and write how well they know drawings."""
+    drawings, names = load(cache), ("subject", "style")
+    versions = both_versions(drawings, cache)
     rows, kept_out = split(len(drawings.subject))
-    folder = out / "judge"
-    if (folder / "judge.json").is_file():
-        report(out, drawings, versions, kept_out)
-        return
+    out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    nets = {"subject": SubjectNet(len(drawings.subjects)), "style": StyleNet(len(drawings.styles))}
-    folder.mkdir(exist_ok=True)
-    for name, net in nets.items():
-        truth = torch.from_numpy(getattr(drawings, name))
-        part = Task(net, truth, epochs, 1.0) if name == "subject" else Task(net, truth, epochs * 2 // 3, 0.25)
-        # Twice as fast as in fp32; a cache would keep the weights as they were at the first step.
-        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
-            train(part, versions, rows)
-        half = {key: v.half() if v.is_floating_point() else v for key, v in net.state_dict().items()}
-        save_file(half, folder / f"{name}.safetensors")
-    note = {"subjects": drawings.subjects, "styles": drawings.styles}
-    (folder / "judge.json").write_text(json.dumps(note) + "\n", encoding="utf-8")
-    report(out, drawings, versions, kept_out)
+    nets = (SubjectNet(len(drawings.subjects)), StyleNet(len(drawings.styles)))
+    for name, net, passes, strength in zip(names, nets, (epochs, epochs * 2 // 3), (1.0, 0.25), strict=True):
+        file = out / f"{name}.safetensors"
+        if not file.is_file():
+            truth = torch.from_numpy(getattr(drawings, name))
+            # Twice as fast as in fp32; a cache would keep the weights as they were at the first step.
+            with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+                train(Task(net, truth, passes, strength), versions, rows)
+            half = {key: v.half() if v.is_floating_point() else v for key, v in net.state_dict().items()}
+            save_file(half, file)
+    if not (out / "second.safetensors").is_file():
+        fitted = SecondJudge.fit(versions, rows, drawings)
+        save_file(
+            {name: getattr(fitted, name).half().contiguous() for name in SECOND}, out / "second.safetensors"
+        )
+    note = {"subjects": drawings.subjects, "styles": drawings.styles, "accuracy": {}}
+    for _ in range(2):  # the judges read their names from the file to which their accuracy is added
+        (out / "judge.json").write_text(json.dumps(note) + "\n", encoding="utf-8")
+        note["accuracy"] = accuracy(load_judge(out), load_second(out), drawings, versions, kept_out)
 
 
-def report(out: Path, drawings: Drawings, versions: Tensor, kept_out: Tensor) -> None:
-    """Print both judges' accuracy on drawings that they were not trained on."""
-    judge, second = load_judge(out / "judge"), second_judge(out, drawings)
+def accuracy(
+    judge: Judge, second: SecondJudge, drawings: Drawings, versions: Tensor, kept_out: Tensor
+) -> dict[str, float]:
+    """Both judges' shares of right answers and mean reciprocal ranks on drawings that they were not trained on."""
     subject = torch.from_numpy(drawings.subject)[kept_out]
     places = torch.tensor([PANEL.index(name) if name in PANEL else -1 for name in drawings.styles])
     style = places[torch.from_numpy(drawings.style)[kept_out]]
     shown = style >= 0
+    found = {}
     for title, version in zip(("drawn", "autoencoded"), versions, strict=True):
         x = version[kept_out].float()
         for name, judged in (("networks", judge), ("least squares", second)):
             subjects, styles = judged.logits(x)
-            found = [ranks_of(subjects, subject), ranks_of(styles[shown], style[shown])]
-            top, mean = ([float(kind(ranks)) for ranks in found] for kind in (_top, _reciprocal))
-            print(
-                f"{name}, {title}: subject top 1 {top[0]:.3f} (MRR {mean[0]:.3f}), "
-                f"style in the panel top 1 {top[1]:.3f} (MRR {mean[1]:.3f})",
-                flush=True,
-            )
+            for what, ranks in (
+                ("subject", ranks_of(subjects, subject)),
+                ("style", ranks_of(styles[shown], style[shown])),
+            ):
+                found[f"{name}, {title}: {what} top 1"] = float((ranks == 1).float().mean())
+                found[f"{name}, {title}: {what} MRR"] = float((1 / ranks).mean())
+    return {name: round(value, 4) for name, value in found.items()}
 
 
-def _top(ranks: Tensor) -> Tensor:
-    return (ranks == 1).float().mean()
-
-
-def _reciprocal(ranks: Tensor) -> Tensor:
-    return (1 / ranks).mean()
-
-
-def load_judge(folder: Path) -> Judge:
+def load_judge(folder: Path = JUDGE) -> Judge:
     """The networks in a folder."""
     note = json.loads((folder / "judge.json").read_text(encoding="utf-8"))
-    nets: dict[str, nn.Module] = {
-        "subject": SubjectNet(len(note["subjects"])),
-        "style": StyleNet(len(note["styles"])),
-    }
-    for name, net in nets.items():
+    subjects, styles = tuple(note["subjects"]), tuple(note["styles"])
+    nets = (SubjectNet(len(subjects)), StyleNet(len(styles)))
+    for name, net in zip(("subject", "style"), nets, strict=True):
         weights = load_file(folder / f"{name}.safetensors")
         net.load_state_dict({key: v.float() if v.is_floating_point() else v for key, v in weights.items()})
         net.eval()
-    return Judge(nets["subject"], nets["style"], tuple(note["subjects"]), tuple(note["styles"]))
+    return Judge(*nets, subjects, styles, note["accuracy"])
+
+
+def load_second(folder: Path = JUDGE) -> SecondJudge:
+    """The second judge in a folder."""
+    note = json.loads((folder / "judge.json").read_text(encoding="utf-8"))
+    fitted = load_file(folder / "second.safetensors")
+    return SecondJudge(*(fitted[name].float() for name in SECOND), tuple(note["subjects"]))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train the judge."""
-    parser = argparse.ArgumentParser("python -m benchmarks.minixl2.judge", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
+    """Make the judges and print their accuracy."""
+    parser = argparse.ArgumentParser("python -m benchmarks.minixl.judge", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the judges")
+    parser.add_argument(
+        "--cache", type=Path, default=CACHE, help="drawings, autoencoder and latents (default out/minixl)"
+    )
     parser.add_argument("--epochs", type=int, default=12, help="of the subjects; the styles get two thirds")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    make(args.out, args.epochs)
+    make(args.out, args.cache, args.epochs)
+    for name, value in load_judge(args.out).accuracy.items():
+        print(f"{name:40} {value:.3f}")
 
 
 if __name__ == "__main__":

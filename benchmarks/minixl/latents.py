@@ -1,6 +1,6 @@
 """White latents of every drawing, and of one colour variant of each known ink drawing.
 
-python -m benchmarks.minixl2.latents --out out/minixl2 --size 64
+python -m benchmarks.minixl.latents --out out/minixl --size 64
 """
 
 from __future__ import annotations
@@ -16,10 +16,8 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from ..minixl.data import to_signal
 from .colour import is_ink, variant
-from .data import CACHE, load
-from .known import known_rows
+from .data import CACHE, known_rows, load, to_signal
 
 
 @torch.no_grad()
@@ -32,6 +30,19 @@ def encode(vae: Any, pixels: np.ndarray[Any, Any], size: int) -> Tensor:
             mean = vae.encode(F.avg_pool2d(x, x.shape[-1] // size)).latent_dist.mean
         parts.append((mean.float() * vae.config.scaling_factor).half())
     return torch.cat(parts)
+
+
+@torch.no_grad()
+def autoencoded(vae: Any, pixels: np.ndarray[Any, Any], size: int) -> Tensor:
+    """The best that MiniXL could draw, (n, 3, size, size) in -1..1, of pictures (n, h, w, 3) uint8."""
+    back = vae.decode(encode(vae, pixels, size).float() / vae.config.scaling_factor).sample
+    return torch.as_tensor(back).float().clamp(-1, 1)
+
+
+def to_pixels(x: Tensor) -> np.ndarray[Any, Any]:
+    """(n, 3, h, w) in -1..1 -> (n, h, w, 3) uint8."""
+    pixels: np.ndarray[Any, Any] = ((x + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    return pixels
 
 
 def make(out: Path, cache: Path, size: int) -> Path:
@@ -62,7 +73,7 @@ def make(out: Path, cache: Path, size: int) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Encode the drawings at one size."""
-    parser = argparse.ArgumentParser("python -m benchmarks.minixl2.latents", description=__doc__)
+    parser = argparse.ArgumentParser("python -m benchmarks.minixl.latents", description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--size", type=int, default=64)
