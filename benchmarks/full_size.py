@@ -23,7 +23,7 @@ from safetensors import safe_open
 from torch import nn
 
 from benchmarks.cost import MetaDenoiser, chosen_layers
-from benchmarks.minixl.export import state_dict
+from benchmarks.minixl.checkpoint import state_dict
 from lib_ziplora.config import LoraInput, MergeRequest, MergeSettings
 from lib_ziplora.hosts._diffusers.sdxl_config import sdxl_folder
 from lib_ziplora.hosts._diffusers.text import text_modules

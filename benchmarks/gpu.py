@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from benchmarks import lessons, memory
 from benchmarks.cost import SDXL_UNET, chosen_layers
-from benchmarks.methods import LORAS, Pair
+from benchmarks.methods import BOTH_PROMPT, LORAS, Pair
 from lib_ziplora.config import MergeSettings
 from lib_ziplora.progress import Meter
 from lib_ziplora.training.run import learn
@@ -36,7 +36,7 @@ SIMULATED = RESULTS / "simulated.json"
 TOLERANCE = {"fp32": 0.01, "fp16": 0.03, "bf16": 0.15}
 """Of predictions and gradients: relative error against the CPU in fp32. TF32 convolutions have 10 bits, bf16 has 8."""
 SHORT = MergeSettings(
-    steps=3, width=64, height=64, trajectories=1, sampling_steps=3, combined_prompt=lessons.COMBINED_PROMPT
+    steps=3, width=64, height=64, trajectories=1, sampling_steps=3, combined_prompt=BOTH_PROMPT
 )
 
 

@@ -25,7 +25,7 @@ def test_a_merge_in_a_subfolder_is_renamed_and_deleted_once_that_is_confirmed(
     assert {path.name for path in folder.iterdir()} == {
         f"to rename.{end}" for end in ("safetensors", "ziplora", "json")
     }
-    expect(tab.text("tag")).to_have_value("<lora:to rename:1> a sks emoji in szn style")
+    expect(tab.text("tag")).to_have_value("<lora:to rename:1> a sks icon in szn style")
     expect(tab.text("output")).to_have_value("merges/to rename_2")
     tab.text("adjust_output").fill("merges/renamed")
     tab.press("rename")
@@ -67,7 +67,7 @@ def test_a_recipe_is_read_from_one_page_and_pasted_into_another(
 ) -> None:
     tab.prepare("recipe", updates=3)
     tab.method("direct")
-    tab.text("subject_prompt").fill("a sks emoji of mine")
+    tab.text("subject_prompt").fill("a sks icon of mine")
     tab.page.locator("#ziplora_more").get_by_text("More LoRAs and blocks").click()
     tab.text("style_blocks").fill("OUT09=0")
     tab.press("generate")
@@ -87,7 +87,7 @@ def test_a_recipe_is_read_from_one_page_and_pasted_into_another(
     tab.text("recipe").fill(recipe)
     tab.press("recipe_fill")
     expect(tab.page.locator("#ziplora_subject input")).to_have_value(SUBJECT)
-    expect(tab.text("subject_prompt")).to_have_value("a sks emoji of mine")
+    expect(tab.text("subject_prompt")).to_have_value("a sks icon of mine")
     expect(tab.page.locator("#ziplora_style input")).to_have_value(STYLE)
     expect(tab.text("style_blocks")).to_have_value("BASE=0 OUT01=0.5")
     expect(tab.page.locator("#ziplora_steps input[type=number]")).to_have_value("3")

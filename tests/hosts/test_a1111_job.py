@@ -74,7 +74,7 @@ def test_a_renamed_merge_is_drawn_by_its_new_name_and_a_deleted_one_is_off_the_l
     with host.exclusive():
         service.run(job)
     others = set(networks.available_networks) - {"old name"}
-    prompt = "a sks emoji in szn style"
+    prompt = "a sks icon in szn style"
     drawn = webui.picture(f"{prompt} <lora:old name:1>")
     service.rename("old name", "merges/new name")
     assert set(networks.available_networks) == others | {"new name"}
